@@ -1,0 +1,75 @@
+"""The two things a declarative build cannot say: compile the C launcher, and ship policies/ inside the package."""
+
+from __future__ import annotations
+
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import Command, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
+
+LAUNCHER = Path("supervisor/launcher")
+POLICIES = Path("policies")
+
+
+class build_shipped(Command):
+    """Puts launcher binaries and policies into the package; an editable install finds the policies where they are."""
+
+    description = "compile the launcher and copy the shipped policies"
+    user_options = []
+
+    def initialize_options(self) -> None:
+        self.build_lib = None
+        self.editable_mode = False
+
+    def finalize_options(self) -> None:
+        self.set_undefined_options("build_py", ("build_lib", "build_lib"))
+
+    def _launcher(self) -> dict:
+        return runpy.run_path(str(LAUNCHER / "build.py"))
+
+    def run(self) -> None:
+        root = Path() if self.editable_mode else Path(self.build_lib)
+        if sys.platform == "linux":
+            self._launcher()["build"](root / LAUNCHER / "bin")
+        if not self.editable_mode:
+            target = root / "supervisor" / "_policies"
+            target.mkdir(parents=True, exist_ok=True)
+            for source in POLICIES.glob("*.toml"):
+                shutil.copy(source, target)
+
+    def get_source_files(self) -> list[str]:
+        sources = [LAUNCHER / "build.py", *LAUNCHER.glob("*.[ch]"), *POLICIES.glob("*.toml")]
+        return [str(path) for path in sources]
+
+    def get_outputs(self) -> list[str]:
+        root = Path(self.build_lib)
+        outputs = [root / "supervisor" / "_policies" / path.name for path in POLICIES.glob("*.toml")]
+        if sys.platform == "linux":
+            outputs += [root / LAUNCHER / "bin" / name for name in self._launcher()["programs"]()]
+        return [str(path) for path in outputs]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+class build_with_shipped(build):
+    sub_commands = [*build.sub_commands, ("build_shipped", None)]
+
+
+class wheel_with_launcher(bdist_wheel):
+    """Any Python 3, but on Linux this machine's architecture only: the launcher is a static executable."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.root_is_pure = sys.platform != "linux"
+
+    def get_tag(self) -> tuple[str, str, str]:
+        _, _, platform = super().get_tag()
+        return "py3", "none", platform
+
+
+setup(cmdclass={"build": build_with_shipped, "build_shipped": build_shipped, "bdist_wheel": wheel_with_launcher})

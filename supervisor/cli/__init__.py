@@ -1,0 +1,1 @@
+"""The command `supervisor`: a thin face over `supervisor.client`."""

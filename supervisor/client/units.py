@@ -1,0 +1,63 @@
+"""Sizes and limits as people write them: "256M", 64, 0.5."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from supervisor import errors
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?b)?", re.IGNORECASE)
+_SHIFT = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
+_SIZES = ("memory", "file_size", "disk", "output")
+_FRACTIONS = ("wall_seconds", "cpu_seconds", "cpus")
+_INT64_MAX = (1 << 63) - 1
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "256M", "1.5G", "64KiB" or "4096"; units are powers of 1024. Raises ValueError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no size; write bytes, or a number with K, M, G or T, such as 256M")
+    number, unit, _ = match.groups()
+    scale = 1 << _SHIFT[unit.lower()]
+    return round(float(number) * scale) if "." in number else int(number) * scale
+
+
+def limit_value(key: str, value: object) -> float | int:
+    """`value` of the limit `key` as the wire takes it: bytes, a count, or seconds and CPUs with a fraction.
+
+    Raises InvalidRequest with the field limits.<key> for what is no number, has a fraction where none can be, or does
+    not fit 64 bits. Zero and negative values are the daemon's to refuse.
+    """
+    field = f"limits.{key}"
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError(f"{value!r} is no number")
+        if key in _SIZES and isinstance(value, str) and not value.strip().startswith("-"):
+            return _whole(parse_size(value))
+        number = _number(value) if isinstance(value, str) else value
+        if not math.isfinite(number):
+            raise ValueError(f"{value} is not finite; leave the limit out for what the policy says")
+        return float(number) if key in _FRACTIONS else _whole(number)
+    except (ValueError, OverflowError) as error:
+        raise errors.InvalidRequest(f"{field}: {error}", field=field) from error
+
+
+def _number(text: str) -> float | int:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no number") from None
+
+
+def _whole(number: float | int) -> int:
+    if number != int(number):
+        raise ValueError(f"{number} is not a whole number")
+    if abs(int(number)) > _INT64_MAX:
+        raise ValueError(f"{number} does not fit 64 bits")
+    return int(number)

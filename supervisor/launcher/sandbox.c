@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The child of the launcher, from clone3(2) to the moment it becomes the run's init: namespaces, root, barrier, user. */
+#define _GNU_SOURCE
+#include "sandbox.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <sched.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+_Noreturn void sandbox_fail(struct report *report, enum stage stage, int index, int error)
+{
+	report->index = index;
+	report->error = error;
+	report->stage = (int32_t)stage;
+	_exit(125);
+}
+
+/* The child has copies of everything the launcher holds for other runs; keep what the plan names. */
+static void close_the_rest(const struct sandbox *sandbox)
+{
+	const struct plan *plan = sandbox->plan;
+	int keep[MAX_FDS * 2 + 16];
+	unsigned int count = 0;
+	unsigned int from = 0;
+
+	keep[count++] = sandbox->sync_fd;
+	keep[count++] = plan->w.fd_stdin;
+	keep[count++] = plan->w.fd_stdout;
+	keep[count++] = plan->w.fd_stderr;
+	if (plan->w.flags & PLAN_MOUNT_NS)
+		keep[count++] = plan->w.fd_tmpfs;
+	else
+		keep[count++] = sandbox->host_mount_ns;
+	for (uint32_t i = 0; i < plan->w.op_count; i++) {
+		if (count + 2 > sizeof(keep) / sizeof(keep[0]))
+			sandbox_fail(sandbox->report, STAGE_STDIO, -1, E2BIG);
+		if (plan->ops[i].w.fd >= 0)
+			keep[count++] = plan->ops[i].w.fd;
+		if (sandbox->idmap_fds[i] >= 0)
+			keep[count++] = sandbox->idmap_fds[i];
+	}
+	for (unsigned int i = 1; i < count; i++) { /* few, and nearly sorted as they came */
+		int fd = keep[i];
+		unsigned int at = i;
+
+		for (; at > 0 && keep[at - 1] > fd; at--)
+			keep[at] = keep[at - 1];
+		keep[at] = fd;
+	}
+	for (unsigned int i = 0; i < count; i++) {
+		if ((unsigned int)keep[i] > from)
+			syscall(SYS_close_range, from, (unsigned int)keep[i] - 1, 0);
+		from = (unsigned int)keep[i] + 1;
+	}
+	syscall(SYS_close_range, from, ~0u, 0);
+}
+
+static void loopback_up(struct report *report)
+{
+	struct ifreq request = { .ifr_flags = IFF_UP | IFF_RUNNING };
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+	strcpy(request.ifr_name, "lo");
+	if (fd < 0 || ioctl(fd, SIOCSIFFLAGS, &request))
+		sandbox_fail(report, STAGE_LOOPBACK, 0, errno);
+	close(fd);
+}
+
+/* The launcher says go once every limit holds; end of file means it is gone, and then nobody would hold them. */
+static void wait_at_barrier(struct sandbox *sandbox)
+{
+	char go;
+	ssize_t n;
+
+	do {
+		n = read(sandbox->sync_fd, &go, 1);
+	} while (n < 0 && errno == EINTR);
+	if (n != 1)
+		sandbox_fail(sandbox->report, STAGE_BARRIER, 0, n < 0 ? errno : EPIPE);
+}
+
+_Noreturn void sandbox_main(struct sandbox *sandbox)
+{
+	const struct plan_wire *w = &sandbox->plan->w;
+	struct report *report = sandbox->report;
+
+	/* From the first: no ptrace, no look into this copy of the launcher. */
+	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+	close_the_rest(sandbox);
+	if (w->flags & PLAN_NETWORK_NS)
+		loopback_up(report);
+	if ((w->flags & PLAN_UTS_NS) && (sethostname(sandbox->plan->hostname, strlen(sandbox->plan->hostname)) ||
+					 setdomainname("(none)", 6)))
+		sandbox_fail(report, STAGE_HOSTNAME, 0, errno);
+	if (w->flags & PLAN_MOUNT_NS) {
+		root_set_up(sandbox);
+	} else {
+		if (setns(sandbox->host_mount_ns, CLONE_NEWNS))
+			sandbox_fail(report, STAGE_ROOT, 2, errno);
+		sandbox->proc_fd = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+		if (sandbox->proc_fd < 0)
+			sandbox_fail(report, STAGE_ROOT, 3, errno);
+	}
+	wait_at_barrier(sandbox);
+	/* Only now: the namespace's root is where the process is, and the launcher has moved it meanwhile. */
+	if ((w->flags & PLAN_CGROUP_NS) && unshare(CLONE_NEWCGROUP))
+		sandbox_fail(report, STAGE_CGROUP_NS, 0, errno);
+	/* Without a pid namespace the orphans come to us, and the program must not be able to end us. */
+	if (!(w->flags & PLAN_PID_NS) && prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+		sandbox_fail(report, STAGE_USER, 5, errno);
+	init_main(sandbox);
+}

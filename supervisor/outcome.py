@@ -1,0 +1,132 @@
+"""The reducer: what is known about the end of a run becomes its one outcome. Pure."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from dataclasses import dataclass
+
+from supervisor.backends.base import SandboxEnd
+from supervisor.errors import HostLacks, InvalidRequest, LaunchFailed, SupervisorError
+from supervisor.model import Limits, Outcome, StartError
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How the run ended: see RunResult for each field. `cause` is why in one line, for people."""
+
+    outcome: Outcome
+    detail: str
+    exit_code: int | None = None
+    signal: int | None = None
+    error: StartError | None = None
+
+
+PROGRAM_STAGES = frozenset({"exec", "cwd"})
+"""Set-up steps that fail by what the program is, not by what we are: a result, not an error."""
+
+
+def judge(end: SandboxEnd, limits: Limits, stopped: Outcome | None, program: bytes, reason: str = "") -> Verdict:
+    """The verdict on a run. `stopped` is the cause for which the daemon itself ended the run, if it did; `reason` its words.
+
+    Raises LaunchFailed, HostLacks or InvalidRequest where not the program but its set-up failed.
+    """
+    if end.violations:
+        first = end.violations[0]
+        return Verdict(
+            Outcome.VIOLATION,
+            f"killed: {first.syscall} ({first.abi}) is forbidden by rule {first.rule}",
+            signal=signal.SIGKILL,
+        )
+    if stopped is Outcome.OUTPUT_LIMIT:
+        return _stopped(end, stopped, limits, reason)
+    if end.stage in PROGRAM_STAGES:
+        message = _start_message(end, program)
+        return Verdict(Outcome.NOT_STARTED, message, error=StartError(end.stage, end.errno, message))
+    if end.status is not None:
+        return _by_itself(end, end.status, limits)
+    if stopped is not None:
+        return _stopped(end, stopped, limits, reason)
+    if end.usage.oom_kills:
+        return _out_of_memory(limits)
+    if end.stage:
+        raise set_up_error(end)
+    return Verdict(Outcome.SIGNALED, "killed from outside, with its whole sandbox", signal=signal.SIGKILL)
+
+
+def set_up_error(end: SandboxEnd) -> SupervisorError:
+    """The error for a set-up step that failed: the step, what it was about, what the host said."""
+    said = os.strerror(end.errno) if end.errno else "the launcher gave no reason"
+    about = f" ({end.about})" if end.about else ""
+    metadata = {"stage": end.stage, "errno": errno.errorcode.get(end.errno, str(end.errno)), "about": end.about}
+    if end.stage == "mount" and end.errno == errno.EINVAL and ", mount " in end.about:
+        return HostLacks(
+            f"cannot mount writable{about}: its file system takes no idmapped mounts. "
+            "Mount it read-only, or copy with files and collect",
+            metadata={**metadata, "feature": "idmapped_mounts", "remedy": "mount read-only, or use files and collect"},
+        )
+    if end.stage == "mount" and end.errno in (errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP):
+        return InvalidRequest(f"cannot build the root{about}: {said}", field="mounts", metadata=metadata)
+    return LaunchFailed(f"sandbox set-up failed at {end.stage}{about}: {said}", metadata=metadata)
+
+
+def _by_itself(end: SandboxEnd, status: int, limits: Limits) -> Verdict:
+    if os.WIFEXITED(status):
+        code = os.WEXITSTATUS(status)
+        return Verdict(Outcome.EXITED, f"exited with {code}", exit_code=code)
+    number = os.WTERMSIG(status)
+    if number == signal.SIGKILL and end.usage.oom_kills:
+        return _out_of_memory(limits)
+    if number == signal.SIGSYS:
+        return Verdict(Outcome.VIOLATION, "killed: a forbidden system call", signal=number)
+    if number == signal.SIGXCPU and limits.cpu_seconds is not None:
+        return Verdict(Outcome.CPU_LIMIT, f"killed: CPU time limit of {limits.cpu_seconds:g} s", signal=number)
+    return Verdict(Outcome.SIGNALED, f"killed by signal {number} ({signal_name(number)})", signal=number)
+
+
+def _out_of_memory(limits: Limits) -> Verdict:
+    limit = "" if limits.memory is None else f" at {_mib(limits.memory)}, limit {_mib(limits.memory)}"
+    return Verdict(Outcome.OUT_OF_MEMORY, f"killed: out of memory{limit}", signal=signal.SIGKILL)
+
+
+def _stopped(end: SandboxEnd, stopped: Outcome, limits: Limits, reason: str) -> Verdict:
+    if stopped is Outcome.TIMED_OUT:
+        detail = f"killed: wall clock limit of {limits.wall_seconds:g} s"
+    elif stopped is Outcome.CPU_LIMIT:
+        detail = f"killed: CPU time limit of {limits.cpu_seconds:g} s"
+    elif stopped is Outcome.OUTPUT_LIMIT:
+        detail = f"killed: more than {limits.output} bytes of output on one stream"
+    else:
+        detail = f"killed: {reason or 'cancelled'}"
+    if stopped is Outcome.OUTPUT_LIMIT and end.status is not None and os.WIFEXITED(end.status):
+        # It was over before the kill came; its output is cut all the same.
+        return Verdict(stopped, detail, exit_code=os.WEXITSTATUS(end.status))
+    return Verdict(stopped, detail, signal=signal.SIGKILL)
+
+
+def _start_message(end: SandboxEnd, program: bytes) -> str:
+    name = program.decode("utf-8", "replace")[:200]
+    if end.stage == "cwd":
+        return f"cannot enter the working directory: {os.strerror(end.errno)}"
+    hints = {
+        errno.ENOENT: "no such program in the run (or its interpreter is missing)",
+        errno.EACCES: "not executable: a directory, no execute permission, or a noexec place",
+        errno.ENOEXEC: "not a program this kernel can execute (wrong format, or a script without #!)",
+        errno.E2BIG: "arguments and environment are too large for the kernel",
+        errno.ENOMEM: "not enough memory to start it",
+    }
+    hint = hints.get(end.errno)
+    return f"cannot execute {name}: {os.strerror(end.errno)}" + (f"; {hint}" if hint else "")
+
+
+def signal_name(number: int) -> str:
+    """SIGTERM for 15; "signal N" for one without a name of its own."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):.4g} MiB"

@@ -1,0 +1,382 @@
+"""Policy files: TOML in, `Policy` out, and every mistake with its line.
+
+A file is checked on its own (syntax, keys, types), then laid over what it `extends`. Tables merge key by key. Lists
+replace the parent's, except that [syscalls] and [[rules]] merge by name: what a child says of a call or rule holds, the
+rest stays. The schema is policy_schema.py.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from supervisor.errors import InvalidRequest, NotFound
+from supervisor.model import LIMIT_KEYS, Limits, NetworkMode, TraceLevel
+from supervisor.policy import (
+    FRACTION_KEYS,
+    NAMESPACES,
+    Filesystem,
+    Isolation,
+    Network,
+    Policy,
+    PolicyProblem,
+    Process,
+    Response,
+    Rule,
+    Syscalls,
+    Trace,
+    nearest,
+    policy_digest,
+)
+from supervisor.policy_schema import UNLIMITED, PolicyFile, UnknownWord, known_keys, lay_syscalls
+from supervisor.policy_text import dotted, find_lines, line_of, write_toml
+
+MAX_TEXT_BYTES = 256 << 10
+_MAX_DOTS = 4096
+_MAX_DOTS_IN_LINE = 128
+_MAX_DEPTH = 16
+_MAX_PROBLEMS = 100
+_MAX_SHOWN = 5
+
+_Table = dict[str, Any]
+
+
+class _BadPolicy(Exception):
+    """Carries the problems of one text to whoever asked for it."""
+
+    def __init__(self, origin: str, problems: list[PolicyProblem]) -> None:
+        super().__init__(origin)
+        self.origin = origin
+        self.problems = problems
+
+    def as_request_error(self) -> InvalidRequest:
+        shown = [
+            f"{self.origin}{f':{problem.line}' if problem.line else ''}: {problem.message}"
+            for problem in self.problems[:_MAX_SHOWN]
+        ]
+        if len(self.problems) > _MAX_SHOWN:
+            shown.append(f"and {len(self.problems) - _MAX_SHOWN} more")
+        first = self.problems[0]
+        return InvalidRequest("; ".join(shown), reason="INVALID_POLICY", field=first.key, metadata={
+            "file": self.origin, "line": str(first.line)})  # fmt: skip
+
+
+class _Source:
+    """One text, checked on its own: its tables as written, and where each key stands."""
+
+    def __init__(self, text: str | bytes, origin: str) -> None:
+        self.origin = origin
+        self.text = self._decode(text)
+        data = self._parse()
+        self.lines = find_lines(self.text)
+        try:
+            self.file = PolicyFile.model_validate(data)
+        except ValidationError as error:
+            items = error.errors(include_url=False)[:_MAX_PROBLEMS]
+            problems = sorted((self._problem_of(item) for item in items), key=lambda problem: problem.line)
+            raise _BadPolicy(origin, problems) from None
+
+    def problem(self, key: tuple[str | int, ...], message: str) -> PolicyProblem:
+        return PolicyProblem(line_of(self.lines, key), dotted(key), message)
+
+    def fail(self, key: tuple[str | int, ...], message: str) -> _BadPolicy:
+        return _BadPolicy(self.origin, [self.problem(key, message)])
+
+    def _decode(self, text: str | bytes) -> str:
+        try:
+            raw = text.encode() if isinstance(text, str) else text
+            if len(raw) > MAX_TEXT_BYTES:
+                raise _BadPolicy(self.origin, [PolicyProblem(0, "", f"larger than {MAX_TEXT_BYTES} bytes")])
+            return raw.decode() if isinstance(text, bytes) else text
+        except UnicodeError as error:
+            before = error.object[: error.start] if isinstance(error, UnicodeDecodeError | UnicodeEncodeError) else b""
+            line = (before.count("\n") if isinstance(before, str) else before.count(b"\n")) + 1
+            raise _BadPolicy(self.origin, [PolicyProblem(line, "", "not UTF-8")]) from None
+
+    def _parse(self) -> _Table:
+        # tomllib takes time square in the length of a dotted key (3.11), so bound it first.
+        dots = [line.count(".") for line in self.text.split("\n")]
+        longest = max(dots)
+        if longest > _MAX_DOTS_IN_LINE or sum(dots) > _MAX_DOTS:
+            line = dots.index(longest) + 1
+            raise _BadPolicy(self.origin, [PolicyProblem(line, "", "too many dots: break the line, or write less")])
+        try:
+            return tomllib.loads(self.text)
+        except RecursionError:
+            raise _BadPolicy(self.origin, [PolicyProblem(0, "", "nested too deep")]) from None
+        except ValueError as error:  # tomllib's own, and an int of over 4,300 digits
+            found = re.search(r"\(at line ([0-9]+), column ([0-9]+)\)$", str(error))
+            line = int(found[1]) if found else self.text.count("\n") + 1
+            raise _BadPolicy(self.origin, [PolicyProblem(line, "", f"not TOML: {error}"[:200])]) from None
+
+    def _problem_of(self, item: Mapping[str, Any]) -> PolicyProblem:
+        key: tuple[str | int, ...] = tuple(item["loc"])
+        kind = item["type"]
+        if kind == "extra_forbidden":
+            name, table = str(key[-1]), dotted(key[:-1])
+            where = f" in [{table}]" if table else ""
+            return self.problem(key, f"unknown key '{name[:64]}'{where}{nearest(name, known_keys(key[:-1]))}")
+        error = item["ctx"]["error"] if kind == "value_error" else _lower_first(str(item["msg"]))
+        message = f"{error}{error.hint() if isinstance(error, UnknownWord) else ''}"
+        return self.problem(key, f"{dotted(key)}: {message}"[:400])
+
+
+class PolicySet:
+    """The policies of a directory or several, by name; of two with one name the later directory's counts.
+
+    Raises InvalidRequest for a file that is wrong, FileNotFoundError for a directory that is not there.
+    """
+
+    def __init__(self, *directories: Path | str) -> None:
+        self._sources: dict[str, _Source] = {}
+        for directory in directories:
+            for path in sorted(Path(directory).iterdir()):
+                if path.suffix == ".toml":
+                    self._add(path)
+        self._policies: dict[str, Policy] = {}
+        for name, source in self._sources.items():
+            try:
+                self._policies[name] = self._resolve(source, name)
+            except _BadPolicy as error:
+                raise error.as_request_error() from None
+
+    def names(self) -> tuple[str, ...]:
+        """All names, sorted."""
+        return tuple(sorted(self._policies))
+
+    def get(self, name: str) -> Policy:
+        """The policy called `name`. Raises NotFound, with the nearest name there is."""
+        policy = self._policies.get(name)
+        if policy is None:
+            raise NotFound(
+                f"no policy {name[:64]!r}{nearest(name, self._policies)} (there are: {', '.join(self.names())})",
+                reason="UNKNOWN_POLICY",
+                field="policy",
+                metadata={"policy": name[:64]},
+            )
+        return policy
+
+    def resolve_text(self, toml: str | bytes, origin: str = "inline") -> Policy:
+        """The policy that a text describes; it may extend those of the set.
+
+        One that takes a name of the set for something else is called "inline:NAME". Raises InvalidRequest.
+        """
+        try:
+            return self._resolve_inline(toml, origin)
+        except _BadPolicy as error:
+            raise error.as_request_error() from None
+
+    def check_text(self, toml: str | bytes) -> list[PolicyProblem]:
+        """What is wrong with a text, 100 things at most, by line; empty when `resolve_text` would take it."""
+        try:
+            self._resolve_inline(toml, "inline")
+        except _BadPolicy as error:
+            return error.problems
+        return []
+
+    def resolved_toml(self, policy: Policy) -> str:
+        """Everything in force, as a policy text that extends nothing and has the same digest."""
+        return write_toml(_as_tables(policy))
+
+    def _add(self, path: Path) -> None:
+        with path.open("rb") as file:
+            text = file.read(MAX_TEXT_BYTES + 1)
+        try:
+            source = _Source(text, path.name)
+            name = source.file.name or path.stem
+            if name != path.stem:
+                raise source.fail(("name",), f"name '{name}' is not the file's own, '{path.stem}'")
+        except _BadPolicy as error:
+            raise error.as_request_error() from None
+        self._sources[name] = source
+
+    def _resolve_inline(self, toml: str | bytes, origin: str) -> Policy:
+        source = _Source(toml, origin)
+        policy = self._resolve(source, source.file.name or "inline")
+        known = self._policies.get(policy.name)
+        if known is not None and known.digest != policy.digest:
+            policy = replace(policy, name=f"inline:{policy.name}")
+        return policy
+
+    def _resolve(self, source: _Source, name: str) -> Policy:
+        chain = [source]
+        while chain[-1].file.extends:
+            child, parent_name = chain[-1], chain[-1].file.extends
+            parent = self._sources.get(parent_name)
+            if parent is None:
+                raise child.fail(
+                    ("extends",), f"extends: no policy '{parent_name}'{nearest(parent_name, self._sources)}"
+                )
+            if parent in chain:
+                names = " -> ".join([name, *(link.file.extends for link in chain)])
+                raise source.fail(("extends",), f"extends: a cycle, {names}")
+            if len(chain) == _MAX_DEPTH:
+                raise source.fail(("extends",), f"extends: more than {_MAX_DEPTH} policies deep")
+            chain.append(parent)
+        tables: _Table = {}
+        for link in reversed(chain):
+            tables = _lay(tables, link.file.model_dump(exclude_unset=True))
+        policy = _build(name, source, tables)
+        problems = [source.problem(key, message) for key, message in _contradictions(policy, source.file)]
+        if problems:
+            raise _BadPolicy(source.origin, problems)
+        return replace(policy, digest=policy_digest(policy))
+
+
+def _lay(under: _Table, over: Mapping[str, Any]) -> _Table:
+    """`over` laid upon `under`, as the module's docstring says."""
+    merged = dict(under)
+    for key, value in over.items():
+        if key == "syscalls":
+            merged[key] = lay_syscalls(under.get(key, {}), value)
+        elif key == "rules":
+            by_name = {rule["name"]: rule for rule in [*under.get(key, ()), *value]}
+            merged[key] = list(by_name.values())
+        elif isinstance(value, dict):
+            merged[key] = _lay(under.get(key, {}), value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _build(name: str, source: _Source, tables: _Table) -> Policy:
+    limits = dict(tables.get("limits", {}))
+    largest = _limits(limits.pop("max", None) or {})
+    isolation = tables.get("isolation", {})
+    filesystem = {key: _frozen(value) for key, value in tables.get("filesystem", {}).items()}
+    network = tables.get("network", {})
+    syscalls = tables.get("syscalls", {})
+    actions: Mapping[str, tuple[str, str]] = syscalls.get("actions", {})
+    process = {key: _frozen(value) for key, value in tables.get("process", {}).items()}
+    mode = NetworkMode(network.get("mode", "none"))
+    return Policy(
+        name=name,
+        description=source.file.description,
+        extends=source.file.extends,
+        limits=_limits({key: limits.get(key, getattr(largest, key)) for key in LIMIT_KEYS}),
+        limits_max=largest,
+        isolation=Isolation(
+            tuple(kind for kind in NAMESPACES if kind in isolation.get("namespaces", ())),
+            isolation.get("landlock", False),
+        ),
+        filesystem=Filesystem(**filesystem),
+        network=Network(
+            mode, NetworkMode(network.get("max", mode)), _frozen(network.get("allow", [])),
+            _frozen(network.get("deny", [])),
+        ),
+        syscalls=Syscalls(
+            syscalls.get("default", "allow"),
+            syscalls.get("default_errno", "ENOSYS"),
+            tuple(sorted(call for call, (action, _) in actions.items() if action == "allow")),
+            tuple(sorted((call, error) for call, (action, error) in actions.items() if action == "errno")),
+            tuple(sorted(call for call, (action, _) in actions.items() if action == "kill")),
+        ),
+        process=Process(**process),
+        trace=Trace(TraceLevel(tables.get("trace", {}).get("level", "off"))),
+        rules=tuple(
+            Rule(**{**rule, "match": {key: tuple(value) for key, value in rule.get("match", {}).items()}})
+            for rule in tables.get("rules", [])
+        ),
+        response=Response(**tables.get("response", {})),
+        toml=source.text,
+    )  # fmt: skip
+
+
+def _contradictions(policy: Policy, file: PolicyFile) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What is wrong only once everything in force is known; each key is one that this file sets, where it sets one."""
+    for key in LIMIT_KEYS:
+        value, maximum = getattr(policy.limits, key), getattr(policy.limits_max, key)
+        if maximum is not None and (value is None or value > maximum):
+            shown = UNLIMITED if value is None else value
+            own = key in file.limits.model_fields_set
+            where = ("limits", key) if own else ("limits", "max", key)
+            yield where, f"limits.{key}: {shown} is more than limits.max.{key}, {maximum}"
+    network = policy.network
+    order = list(NetworkMode)
+    if order.index(network.mode) > order.index(network.max):
+        where = ("network", "mode") if "mode" in file.network.model_fields_set else ("network", "max")
+        yield where, f"network.mode: {network.mode.value} is wider than network.max, {network.max.value}"
+    namespaces = policy.isolation.namespaces
+    if network.mode is not NetworkMode.FULL and "network" not in namespaces:
+        yield (
+            ("network", "mode"),
+            f"network.mode: {network.mode.value} needs 'network' in isolation.namespaces, or write mode = \"full\"",
+        )
+    if policy.process.user == "root" and namespaces:
+        yield ("process", "user"), 'process.user: "root" goes only with isolation.namespaces = []'
+    if namespaces and "mount" not in namespaces:
+        yield ("isolation", "namespaces"), "isolation.namespaces: any of them needs 'mount' too"
+    if policy.isolation.landlock and "mount" not in namespaces:
+        yield ("isolation", "landlock"), "isolation.landlock: needs 'mount' in isolation.namespaces"
+
+
+def _limits(values: Mapping[str, Any]) -> Limits:
+    def typed(key: str) -> float | int | None:
+        value = values.get(key)
+        if value is None or value == UNLIMITED:
+            return None
+        convert: Callable[[Any], float | int] = float if key in FRACTION_KEYS else int
+        return convert(value)
+
+    return Limits(**{f.name: typed(f.name) for f in fields(Limits)})  # type: ignore[arg-type]  # `typed` sees to it
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _as_tables(policy: Policy) -> _Table:
+    """The policy as the tables of a file that extends nothing."""
+
+    def limit(value: float | int | None) -> float | int | str:
+        return UNLIMITED if value is None else value
+
+    calls = policy.syscalls
+    process = policy.process
+    return {
+        "name": policy.name.removeprefix("inline:"),
+        "description": policy.description,
+        "limits": {
+            **{key: limit(getattr(policy.limits, key)) for key in LIMIT_KEYS},
+            "max": {key: limit(getattr(policy.limits_max, key)) for key in LIMIT_KEYS},
+        },
+        "isolation": {"namespaces": policy.isolation.namespaces, "landlock": policy.isolation.landlock},
+        "filesystem": {f.name: getattr(policy.filesystem, f.name) for f in fields(Filesystem)},
+        "network": {
+            "mode": policy.network.mode.value,
+            "max": policy.network.max.value,
+            "allow": policy.network.allow,
+            "deny": policy.network.deny,
+        },
+        "syscalls": {
+            "default": calls.default,
+            "default_errno": calls.default_errno,
+            "allow": calls.allow,
+            "errno": tuple(f"{name}:{error}" for name, error in calls.errno),
+            "kill": calls.kill,
+        },
+        "process": {
+            "user": process.user,
+            "capabilities": process.capabilities,
+            "new_session": process.new_session,
+            "core_dumps": process.core_dumps,
+            "env": process.env,
+        },
+        "trace": {"level": policy.trace.level.value},
+        "response": {} if policy.response.violation_threshold is None else {
+            "violation_threshold": policy.response.violation_threshold},
+        "rules": [
+            {"name": r.name, "on": r.on, "severity": r.severity, "action": r.action, "match": r.match}
+            for r in policy.rules
+        ],
+    }  # fmt: skip

@@ -1,0 +1,90 @@
+"""The session's daemon, clients for it, the hostile programs, and a leak check after every test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from supervisor.client import Supervisor
+from supervisor.v1 import run_pb2_grpc
+from tests.host.daemon_fixture import Daemon, compile_attacks
+from tests.leaks import Snapshot
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without root or Linux these tests cannot mean anything: skip, or fail where SUPERVISOR_REQUIRE asks for them."""
+    if os.name == "posix" and os.uname().sysname == "Linux" and os.geteuid() == 0:
+        return
+    if os.environ.get("SUPERVISOR_REQUIRE") in ("host", "vm"):
+        pytest.exit("SUPERVISOR_REQUIRE is set, but host tests need root on Linux", returncode=3)
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason="host tests need root on Linux"))
+
+
+@pytest.fixture(scope="session")
+def base_directory() -> Iterator[Path]:
+    """Short (a Unix socket's path holds 107 bytes), on a real file system, gone afterwards."""
+    parent = os.environ.get("SUPERVISOR_TEST_DIR")
+    path = Path(tempfile.mkdtemp(prefix="supervisor-test-", dir=parent))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def daemon(base_directory: Path) -> Iterator[Daemon]:
+    base = base_directory / "main"
+    base.mkdir(mode=0o755)
+    running = Daemon(base)
+    running.start()
+    yield running
+    status = running.stop()
+    assert status == 0, f"the daemon ended with {status}; its log ends:\n{running.log_tail()}"
+
+
+@pytest.fixture(scope="session")
+def attacks(base_directory: Path) -> Path:
+    """The directory of the built hostile programs; mount it read-only at /attacks."""
+    return compile_attacks(base_directory / "attacks")
+
+
+@pytest.fixture
+def supervisor(daemon: Daemon) -> Iterator[Supervisor]:
+    with Supervisor(daemon.address) as client:
+        yield client
+
+
+@pytest.fixture
+def channel(daemon: Daemon) -> Iterator[grpc.Channel]:
+    with daemon.channel() as opened:
+        yield opened
+
+
+@pytest.fixture
+def stub(channel: grpc.Channel) -> run_pb2_grpc.RunServiceStub:
+    return run_pb2_grpc.RunServiceStub(channel)
+
+
+@pytest.fixture
+def scratch(base_directory: Path) -> Iterator[Callable[..., Path]]:
+    """scratch(name, uid=0, mode=0o755) makes a fresh host directory that is removed after the test."""
+    parent = Path(tempfile.mkdtemp(prefix="scratch-", dir=base_directory))
+    parent.chmod(0o755)
+
+    def make(name: str, uid: int = 0, mode: int = 0o755) -> Path:
+        path = parent / name
+        path.mkdir()
+        os.chown(path, uid, uid)
+        path.chmod(mode)
+        return path
+
+    yield make
+    shutil.rmtree(parent)
