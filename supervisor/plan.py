@@ -19,6 +19,7 @@ INNER_ID = 1000
 """The uid and gid that a run has inside its user namespace, where policy gives it one."""
 
 HOSTNAME = b"sandbox"
+MAX_MOUNTS = 48
 WORK = b"/work"
 BASE_ENVIRONMENT: tuple[tuple[bytes, bytes], ...] = (
     (b"PATH", b"/usr/local/bin:/usr/bin:/bin"),
@@ -156,14 +157,12 @@ def build(
             field="process.capabilities",
             metadata={"feature": "capabilities", "remedy": "leave the list empty"},
         )
-    namespaces = tuple(
-        n for n in policy.isolation.namespaces if n != "network" or effective.network is not NetworkMode.FULL
-    )
+    namespaces = _namespaces(policy, effective.network)
     private = "mount" in namespaces
     if not private:
         _check_without_root(spec, policy, effective.limits)
     mounts = _mounts(spec, policy, host_paths) if private else ()
-    ops = tuple(_root_ops(policy, effective.network, view, mounts)) if private else ()
+    ops = tuple(_root_ops(policy, effective.network, view, mounts, len(mounts) - len(spec.mounts))) if private else ()
     writable = _writable(policy, mounts) if private else ()
     landlock = host.landlock_abi if policy.isolation.landlock and private else 0
     notify = policy.syscalls.filters and host.has("seccomp_notify")
@@ -191,6 +190,14 @@ def build(
         writable=writable,
         enforcement=_enforcement(policy, effective, host, namespaces, landlock, notify),
     )
+
+
+def _namespaces(policy: Policy, network: NetworkMode) -> tuple[str, ...]:
+    """The policy's, as the network wants it: none needs a namespace of its own, full the host's."""
+    names = tuple(name for name in policy.isolation.namespaces if name != "network")
+    if network is NetworkMode.FULL:
+        return names
+    return policy.isolation.namespaces if "network" in policy.isolation.namespaces else (*names, "network")
 
 
 def _check_network(effective: EffectivePolicy) -> None:
@@ -259,6 +266,8 @@ def _mounts(spec: RunSpec, policy: Policy, host_paths: Collection[str]) -> tuple
                     field=f"mounts[{index}]",
                     metadata={"policy": policy.name, "requested": "rw", "maximum": "ro"},
                 )
+    if len(own) + len(spec.mounts) > MAX_MOUNTS:
+        raise InvalidRequest(f"mounts: at most {MAX_MOUNTS} for one run", field="mounts")
     # Parents before what lies below them, whatever the order of the request.
     return (*own, *sorted(spec.mounts, key=lambda mount: mount.target.count(b"/")))
 
@@ -299,7 +308,9 @@ _HIDDEN_IN_PROC = (
 )
 
 
-def _root_ops(policy: Policy, network: NetworkMode, view: RootView, mounts: tuple[Mount, ...]) -> Iterator[Op]:
+def _root_ops(
+    policy: Policy, network: NetworkMode, view: RootView, mounts: tuple[Mount, ...], own: int
+) -> Iterator[Op]:
     files = policy.filesystem
     for index, entry in enumerate(view.entries):
         target = b"/" + entry.name
@@ -351,7 +362,8 @@ def _root_ops(policy: Policy, network: NetworkMode, view: RootView, mounts: tupl
             attributes=NOSUID | NODEV | (0 if mount.writable else RDONLY),
             recursive=True,
             mount=index,
-            idmap=True,
+            # The policy's own paths stay as they are: root's files shall not become the run's by being shown.
+            idmap=index >= own,
             idmap_optional=not mount.writable,
         )
     for path in policy.filesystem.hidden:

@@ -34,6 +34,11 @@ _SIZE = re.compile(r"([0-9]{1,32})(?:\.([0-9]{1,16}))?[ ]?(?:([KMGT])i?B?|B)?", 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
+def _digest(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class Isolation:
     """Which namespaces of its own a run gets (of NAMESPACES), and whether Landlock backs the mount namespace."""
@@ -82,11 +87,11 @@ class Syscalls:
     allow: tuple[str, ...] = ()
     errno: tuple[tuple[str, str], ...] = ()
     kill: tuple[str, ...] = ()
+    digest: str = field(init=False, default="", repr=False)
+    """SHA-256, hexadecimal: the same filter is compiled from the same digest."""
 
-    @property
-    def digest(self) -> str:
-        """SHA-256, hexadecimal: the same filter is compiled from the same digest."""
-        return _digest(asdict(self))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", _digest(asdict(self)))
 
     @property
     def filters(self) -> bool:
@@ -343,8 +348,3 @@ def _shown(value: object) -> str:
     except ValueError:  # an int of over 4,300 digits
         return "that number"
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _digest(value: object) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from supervisor.api.convert import MAX_FILES, file_mode, input_path
@@ -13,8 +13,15 @@ from supervisor.errors import Exhausted, InvalidRequest
 from supervisor.model import InputFile
 from supervisor.v1 import run_pb2 as pb
 
+STALLED = "UPLOAD_STALLED"
 MAX_SILENCE_SECONDS = 60.0
 """How long a client may send nothing while it holds memory with half an upload."""
+
+MAX_DISCARD_SECONDS = 2.0
+"""How long the rest of a refused upload is read and thrown away.
+
+An error that overtakes a client's writes is lost on grpc.aio clients: the failed write becomes their status.
+"""
 
 
 class UploadRoom:
@@ -78,6 +85,25 @@ async def receive_files(
 
     Raises InvalidRequest for chunks out of order or silence, Exhausted when there are more than `max_bytes` of them.
     """
+    try:
+        return await _receive(stream, upload, max_bytes)
+    except (InvalidRequest, Exhausted) as error:
+        upload.release()
+        if error.reason != STALLED:
+            await _discard(stream)
+        raise
+
+
+async def _discard(stream: Duplex[pb.RunRequest, pb.RunResponse]) -> None:
+    with suppress(TimeoutError, InvalidRequest):
+        async with asyncio.timeout(MAX_DISCARD_SECONDS):
+            while (message := await stream.read()) is not None and not message.HasField("files_end"):
+                pass
+
+
+async def _receive(
+    stream: Duplex[pb.RunRequest, pb.RunResponse], upload: Upload, max_bytes: int
+) -> tuple[InputFile, ...]:
     files: list[InputFile] = []
     current: _OpenFile | None = None
     while True:
@@ -85,7 +111,7 @@ async def receive_files(
             message = await asyncio.wait_for(stream.read(), MAX_SILENCE_SECONDS)
         except TimeoutError:
             raise InvalidRequest(
-                f"nothing came for {MAX_SILENCE_SECONDS:g} s while files follow", reason="UPLOAD_STALLED", field="file"
+                f"nothing came for {MAX_SILENCE_SECONDS:g} s while files follow", reason=STALLED, field="file"
             ) from None
         kind = None if message is None else message.WhichOneof("message")
         if message is not None and kind == "files_end":

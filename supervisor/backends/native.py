@@ -31,7 +31,7 @@ from supervisor.linux import files, rootfs, sources
 from supervisor.linux.cgroup import Hierarchies, RunGroup
 from supervisor.linux.seccomp import SeccompFilter, compile_filter, decode_syscall
 from supervisor.model import Enforcement, HostFeatures, OutputFile, RunSpec, Stream, Violation
-from supervisor.plan import WORK, LaunchPlan, RootView, build
+from supervisor.plan import WORK, LaunchPlan, OpKind, RootView, build
 from supervisor.policy import EffectivePolicy, Policy
 from supervisor.streams import InputWriter, OutputReader
 
@@ -448,8 +448,8 @@ class NativeSandbox:
         stage = reply.stage if reply.stage != "none" else ("launch" if failed else "")
         skipped = [
             f"idmapped_mounts:{op.target.decode('utf-8', 'replace')}"
-            for index, op in enumerate(self._plan.ops[:32])
-            if reply.idmap_skipped >> index & 1
+            for number, op in enumerate(op for op in self._plan.ops if op.kind is OpKind.MOUNT)
+            if reply.idmap_skipped >> number & 1
         ]
         unmeasured = [
             name

@@ -89,6 +89,8 @@ static int program_main(void *arg)
 		sandbox_fail(report, STAGE_TERMINAL, 0, errno);
 	if (!(plan->w.flags & PLAN_PID_NS))
 		user_set_up(sandbox);
+	/* The program's alone: init still writes and reads through a /proc that no rule names. */
+	landlock_set_up(sandbox);
 	for (uint32_t i = 0; i < plan->w.rlimit_count; i++) {
 		struct rlimit limit = { plan->rlimits[i].soft, plan->rlimits[i].hard };
 
@@ -250,7 +252,6 @@ _Noreturn void init_main(struct sandbox *sandbox)
 	set_up_stdio(sandbox);
 	if (sandbox->plan->w.flags & PLAN_PID_NS) {
 		user_set_up(sandbox);
-		landlock_set_up(sandbox);
 	} else if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)) {
 		sandbox_fail(report, STAGE_USER, 6, errno);
 	}

@@ -69,6 +69,8 @@ static char **take_strings(struct cursor *c, uint32_t count)
 
 static int take_ops(struct plan *plan, struct cursor *c, const int *fds, size_t fd_count)
 {
+	unsigned int mounts = 0;
+
 	plan->ops = calloc((size_t)plan->w.op_count + 1, sizeof(*plan->ops));
 	if (!plan->ops)
 		return ENOMEM;
@@ -87,8 +89,8 @@ static int take_ops(struct plan *plan, struct cursor *c, const int *fds, size_t 
 			return EBADMSG;
 		if (op->w.kind == OP_TEMPLATE && (strchr(op->source, '/') || op->source[0] == '.' || !op->source[0]))
 			return EBADMSG;
-		if ((op->w.flags & OP_IDMAP) && i >= 32 && (op->w.flags & OP_IDMAP_OPTIONAL))
-			return E2BIG; /* idmap_skipped has 32 bits */
+		if (op->w.kind == OP_MOUNT && ++mounts > MAX_MOUNTS)
+			return E2BIG;
 	}
 	return 0;
 }

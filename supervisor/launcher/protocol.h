@@ -12,6 +12,7 @@
 #define MAX_PACKET (128u * 1024)
 #define MAX_PLAN (16u * 1024 * 1024)
 #define MAX_FDS 200
+#define MAX_MOUNTS 64 /* as many as idmap_skipped has bits */
 #define MAX_VIOLATIONS 8
 
 enum request_type {
@@ -66,14 +67,15 @@ struct reply {
 	int32_t program_done;
 	/* waitpid(2) status of the sandbox's init. */
 	int32_t init_status;
-	/* Bit I: mount op I is read-only without an idmapped mount, since its file system has none. */
-	uint32_t idmap_skipped;
+	uint32_t pad;
 	/* getrusage(2) of the whole reaped tree. */
 	uint64_t user_us;
 	uint64_t system_us;
 	/* /proc/PID/io of the whole reaped tree; -1: not measured. */
 	int64_t read_bytes;
 	int64_t write_bytes;
+	/* Bit I: the I-th OP_MOUNT is read-only without an idmapped mount, since its file system has none. */
+	uint64_t idmap_skipped;
 	uint32_t violation_count;
 	uint32_t violations_lost;
 	struct violation_wire violations[MAX_VIOLATIONS];

@@ -72,7 +72,7 @@ _LENGTH = struct.Struct("=I")
 _ACCESS = struct.Struct("=Q")
 _FD = struct.Struct("=i")
 VIOLATION = struct.Struct("=Q6QIii16sI")
-REPLY = struct.Struct("=IIQiiiiiiiIQQqqII")
+REPLY = struct.Struct("=IIQiiiiiii4xQQqqQII")
 REPLY_SIZE = REPLY.size + MAX_VIOLATIONS * VIOLATION.size
 
 _NAMESPACE_FLAGS = {"pid": 1, "mount": 2, "network": 4, "ipc": 8, "uts": 16, "cgroup": 32, "user": 64}
@@ -123,8 +123,8 @@ def decode_reply(packet: bytes) -> Reply:
     if len(packet) != REPLY_SIZE:
         raise ValueError(f"launcher sent {len(packet)} bytes, not {REPLY_SIZE}")
     (
-        magic, kind, run, pid, stage, index, error, program_status, program_done, init_status, skipped,
-        user_us, system_us, read_bytes, write_bytes, count, lost,
+        magic, kind, run, pid, stage, index, error, program_status, program_done, init_status,
+        user_us, system_us, read_bytes, write_bytes, skipped, count, lost,
     ) = REPLY.unpack_from(packet)  # fmt: skip
     if magic != MAGIC or not 0 <= stage < len(STAGES):
         raise ValueError("launcher sent something that is no reply")

@@ -158,6 +158,15 @@ static int mount_proc(struct sandbox *sandbox, int root, const struct op *op)
 	return set_attributes(fd, op->w.attr_set & MOUNT_ATTR_RDONLY, -1, false);
 }
 
+static unsigned int mount_number(const struct plan *plan, int index)
+{
+	unsigned int number = 0;
+
+	for (int i = 0; i < index; i++)
+		number += plan->ops[i].w.kind == OP_MOUNT;
+	return number;
+}
+
 static int mount_given(struct sandbox *sandbox, int root, const struct op *op, int index)
 {
 	bool recursive = op->w.flags & OP_RECURSIVE;
@@ -168,7 +177,7 @@ static int mount_given(struct sandbox *sandbox, int root, const struct op *op, i
 			return -1;
 		if (set_attributes(op->w.fd, op->w.attr_set, -1, recursive))
 			return -1;
-		sandbox->report->idmap_skipped |= 1u << index;
+		sandbox->report->idmap_skipped |= UINT64_C(1) << mount_number(sandbox->plan, index);
 	}
 	return attach(root, op->w.fd, op->target);
 }

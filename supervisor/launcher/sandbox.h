@@ -14,7 +14,7 @@ struct report {
 	int32_t error;
 	int32_t program_status;
 	int32_t program_done;
-	uint32_t idmap_skipped;
+	uint64_t idmap_skipped;
 	uint32_t violation_count;
 	uint32_t violations_lost;
 	struct violation_wire violations[MAX_VIOLATIONS];

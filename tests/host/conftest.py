@@ -14,7 +14,6 @@ import pytest
 from supervisor.client import Supervisor
 from supervisor.v1 import run_pb2_grpc
 from tests.host.daemon_fixture import Daemon, compile_attacks
-from tests.leaks import Snapshot
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 
@@ -21,12 +20,6 @@ def shipped() -> PolicySet:
 
 def spec(**changes: object) -> RunSpec:
     return RunSpec(argv=(b"true",), **changes)  # type: ignore[arg-type]
-
-
-def write(directory: Path, **policies: str) -> Path:
-    for name, text in policies.items():
-        (directory / f"{name}.toml").write_text(text)
-    return directory
 
 
 @pytest.mark.parametrize(("text", "size"), [

@@ -43,7 +43,7 @@ static void leave_file(const char *directory, const char *token)
 	close(fd);
 }
 
-static int leave(const char *token)
+static int leave(const char *token, int hold)
 {
 	static const char *const places[] = { "/tmp", "/dev/shm", "/work", "/var/tmp", "/run", "/dev/mqueue" };
 	struct rlimit low = { 17, 17 };
@@ -73,6 +73,8 @@ static int leave(const char *token)
 	setenv("SUPERVISOR_RESIDUE", token, 1);
 	printf("left\n");
 	fflush(stdout);
+	while (hold)
+		pause();
 	/* Last, since this call may be the end of the run. */
 	syscall(SYS_add_key, "user", token, "left", 4UL, -4 /* USER_KEYRING */);
 	return 0;
@@ -162,7 +164,9 @@ static int swap(const char *path, const char *destination)
 int main(int argc, char **argv)
 {
 	if (argc == 3 && !strcmp(argv[1], "leave"))
-		return leave(argv[2]);
+		return leave(argv[2], 0);
+	if (argc == 3 && !strcmp(argv[1], "hold"))
+		return leave(argv[2], 1);
 	if (argc == 3 && !strcmp(argv[1], "look"))
 		return look(argv[2]);
 	if (argc == 3 && !strcmp(argv[1], "lock"))

@@ -1,0 +1,202 @@
+"""`make run`: a daemon of its own, real work under it through gRPC, then five hostile programs, and one table of it all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from supervisor.client import Supervisor
+from supervisor.errors import SupervisorError
+from supervisor.model import Outcome, RunResult
+
+_START_SECONDS = 30.0
+
+_ANALYSIS = b"""
+import collections, re
+sections, sizes = collections.Counter(), collections.Counter()
+packages = open("/data/status", encoding="utf-8").read().split("\\n\\n")
+for entry in packages:
+    fields = dict(re.findall(r"^([A-Za-z-]+): (.*)$", entry, re.M))
+    if "Package" in fields:
+        sections[fields.get("Section", "?")] += 1
+        sizes[fields["Package"]] += int(fields.get("Installed-Size", 0))
+name, size = sizes.most_common(1)[0]
+print(f"{len(sizes)} packages in {len(sections)} sections, {sum(sizes.values()) // 1024} MiB; largest: {name}, {size // 1024} MiB")
+"""
+
+_QUEENS = b"""
+#include <stdio.h>
+static int place(int n, unsigned all, unsigned columns, unsigned left, unsigned right)
+{
+	int found = 0;
+	if (columns == all)
+		return 1;
+	for (unsigned free = all & ~(columns | left | right); free; free &= free - 1) {
+		unsigned bit = free & -free;
+		found += place(n, all, columns | bit, (left | bit) << 1, (right | bit) >> 1);
+	}
+	return found;
+}
+int main(void)
+{
+	printf("11 queens: %d solutions\\n", place(11, (1u << 11) - 1, 0, 0, 0));
+	return 0;
+}
+"""
+
+_PIPELINE = r"""find /usr/bin -type f -printf '%s %f\n' | sort -rn | head -3 | awk '{printf "%s %.1f MiB; ", $2, $1/1048576}'"""
+
+_OUTLIVER = b"""
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0:
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+while True:
+    time.sleep(60)
+"""
+
+_MEMORY = "b = []\nwhile True: b.append(bytearray(8 << 20))"
+_ESCAPE = "import ctypes; ctypes.CDLL(None).unshare(0x10020000); print(open('/etc/shadow').read())"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One program of the demonstration: what `Supervisor.execute` gets, and what is to be expected of it."""
+
+    title: str
+    argv: list[str]
+    expected: Outcome
+    options: Mapping[str, Any] = field(default_factory=dict)
+    hostile: bool = False
+
+
+JOBS = (
+    Job(
+        "Python: analyse the package database",
+        ["python3", "analyse.py"],
+        Outcome.EXITED,
+        {"files": {"analyse.py": _ANALYSIS}, "mounts": ["/var/lib/dpkg:/data:ro"]},
+    ),
+    Job(
+        "C: compile and run eleven queens",
+        ["sh", "-c", "gcc -O2 queens.c -o queens && ./queens"],
+        Outcome.EXITED,
+        {"files": {"queens.c": _QUEENS}},
+    ),
+    Job("shell: a pipeline over /usr/bin", ["bash", "-c", _PIPELINE], Outcome.EXITED),
+    Job(
+        "fork bomb",
+        ["bash", "-c", ":(){ :|:& };:; sleep 60"],
+        Outcome.TIMED_OUT,
+        {"pids": 32, "timeout": 2},
+        hostile=True,
+    ),
+    Job(
+        "memory hog",
+        ["python3", "-c", _MEMORY],
+        Outcome.OUT_OF_MEMORY,
+        {"memory": "64M", "timeout": 20},
+        hostile=True,
+    ),
+    Job(
+        "escape by new namespaces, then /etc/shadow",
+        ["python3", "-c", _ESCAPE],
+        Outcome.VIOLATION,
+        {"timeout": 20},
+        hostile=True,
+    ),
+    Job("output flood", ["yes", "flood"], Outcome.OUTPUT_LIMIT, {"output_limit": "1M", "timeout": 20}, hostile=True),
+    Job(
+        "orphan that ignores SIGTERM",
+        ["python3", "hide.py"],
+        Outcome.TIMED_OUT,
+        {"files": {"hide.py": _OUTLIVER}, "timeout": 1},
+        hostile=True,
+    ),
+)
+
+
+@contextlib.contextmanager
+def daemon(state: Path) -> Iterator[str]:
+    """A daemon of our own with all its files below `state`; yields its address, stops it at the end."""
+    address = f"unix://{state}/run/supervisor.sock"
+    environment = {**os.environ, "SUPERVISOR_STATE_DIR": f"{state}/state", "SUPERVISOR_RUNTIME_DIR": f"{state}/run"}
+    with (state / "daemon.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "supervisor.cli", "serve", "--listen", address],
+            env=environment,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + _START_SECONDS
+        while not (state / "run" / "supervisor.sock").exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SupervisorError(f"the daemon did not start: {(state / 'daemon.log').read_text()[-2000:]}")
+            time.sleep(0.02)
+        yield address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _row(job: Job, result: RunResult) -> tuple[str, ...]:
+    usage = result.usage
+    cpu = (usage.cpu_user_seconds or 0.0) + (usage.cpu_system_seconds or 0.0)
+    memory = "?" if usage.memory_peak_bytes is None else f"{usage.memory_peak_bytes / (1 << 20):.1f} MiB"
+    enforced = result.enforcement
+    by = [f"{len(enforced.namespaces)} namespaces", f"cgroup {enforced.cgroup}", f"seccomp {enforced.seccomp}"]
+    if enforced.landlock:
+        by.append(f"Landlock {enforced.landlock}")
+    return job.title, result.outcome.value, result.detail, memory, f"{cpu:.2f} s", ", ".join(by)
+
+
+def main() -> int:
+    """Prints one table; 0 when every program ended as it should."""
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    table = Table(title="What ran, how it ended, and what held it", title_justify="left")
+    for heading in ("program", "outcome", "cause", "peak memory", "CPU", "enforced by"):
+        table.add_column(heading, overflow="fold", justify="right" if heading in ("peak memory", "CPU") else "left")
+    surprises = 0
+    with tempfile.TemporaryDirectory(prefix="supervisor-demo-") as directory:
+        console.print("Starting a daemon of our own ...")
+        with daemon(Path(directory)) as address, Supervisor(address) as supervisor:
+            for job in JOBS:
+                if job.hostile and not any(j.hostile for j in JOBS[: JOBS.index(job)]):
+                    table.add_section()
+                result = supervisor.execute(job.argv, policy="strict", **job.options)
+                good = result.outcome is job.expected
+                surprises += not good
+                table.add_row(*_row(job, result), style="" if good else "red")
+                said = result.stdout.decode("utf-8", "replace").strip()
+                shown = said if said and not job.hostile else result.detail
+                console.print(f"  {'hostile: ' if job.hostile else ''}{job.title}: {shown}", markup=False)
+    console.print(table)
+    if surprises:
+        console.print(f"{surprises} of {len(JOBS)} ended otherwise than they should", style="red")
+    return 1 if surprises else 0
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main())
+    except SupervisorError as error:
+        sys.stderr.write(f"supervisor: {error}\n")
+        raise SystemExit(125) from None

@@ -1,0 +1,145 @@
+"""What stands beside every attack: a prober of the daemon, a neighbour run, and the host's own settings."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import supervisor
+from supervisor.client import Supervisor
+from supervisor.model import RunResult
+from tests.host.daemon_fixture import Daemon, Neighbour, Prober, scaled
+
+RUN_UID_BASE = 0x30000000
+POLICIES = ("strict", "moderate")
+
+SETTINGS = (
+    "/proc/sys/kernel/core_pattern",
+    "/proc/sys/kernel/modprobe",
+    "/proc/sys/kernel/hostname",
+    "/proc/sys/kernel/domainname",
+    "/proc/sys/kernel/sysrq",
+    "/proc/sys/kernel/ctrl-alt-del",
+    "/proc/sys/kernel/randomize_va_space",
+    "/proc/sys/kernel/unprivileged_bpf_disabled",
+    "/proc/sys/vm/overcommit_memory",
+    "/proc/sys/net/ipv4/ip_forward",
+    "/proc/sys/user/max_user_namespaces",
+    "/proc/swaps",
+    "/proc/modules",
+    "/sys/kernel/uevent_helper",
+    "/etc/passwd",
+    "/etc/hostname",
+)
+
+
+def host_state() -> dict[str, str]:
+    """What an escape would change, as the host sees it now."""
+    found = {}
+    for path in SETTINGS:
+        try:
+            found[path] = Path(path).read_text()
+        except OSError as error:
+            found[path] = f"errno {error.errno}"
+    found["lo"] = Path("/sys/class/net/lo/flags").read_text()
+    found["mounts"] = Path("/proc/self/mounts").read_text()
+    found["launcher"] = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in launcher_files())
+    return found
+
+
+def launcher_files() -> list[Path]:
+    package = Path(next(iter(supervisor.__path__)))
+    return sorted(path for path in (package / "launcher").rglob("*") if path.is_file() and os.access(path, os.X_OK))
+
+
+def clock_offset() -> float:
+    """Seconds between the wall clock and the monotonic one; jumps when somebody sets the time."""
+    return time.time() - time.monotonic()
+
+
+def run_processes() -> set[int]:
+    """Host pids that belong to a run, by uid: nothing that a program does to its name hides it."""
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                owner = os.stat(f"/proc/{name}").st_uid
+                if owner < RUN_UID_BASE:
+                    line = next(
+                        line
+                        for line in Path(f"/proc/{name}/status").read_text().splitlines()
+                        if line.startswith("Uid:")
+                    )
+                    owner = int(line.split()[1])
+            except (OSError, StopIteration):
+                continue
+            if owner >= RUN_UID_BASE:
+                found.add(int(name))
+    return found
+
+
+class Witnesses:
+    """Lives as long as a module's attacks; `check` after each of them."""
+
+    def __init__(self, daemon: Daemon, prober: Prober, neighbour: Neighbour) -> None:
+        self._daemon = daemon
+        self._prober = prober
+        self._neighbour = neighbour
+        self._state = host_state()
+        self._clock = clock_offset()
+        self.bystanders = run_processes()
+
+    def check(self) -> None:
+        """The neighbour answers, the daemon has answered in time so far, the host is as it was."""
+        assert self._neighbour.echo() < scaled(1), "the neighbour is slow"
+        assert not self._prober.failures, self._prober.failures[:3]
+        assert self._prober.slowest < scaled(1), f"the daemon answered only after {self._prober.slowest:.2f} s"
+        now = host_state()
+        assert now == self._state, {key: (self._state[key], now[key]) for key in now if now[key] != self._state[key]}
+        assert abs(clock_offset() - self._clock) < 1, "the clock was set"
+        assert self._daemon.process is not None and self._daemon.process.poll() is None
+
+    def left_over(self) -> set[int]:
+        """Processes of runs other than the neighbour's."""
+        return run_processes() - self.bystanders
+
+
+@contextmanager
+def watched(daemon: Daemon) -> Iterator[Witnesses]:
+    with Prober(daemon) as prober, Neighbour(daemon) as neighbour:
+        yield Witnesses(daemon, prober, neighbour)
+
+
+def lines(result: RunResult) -> list[tuple[str, str, str]]:
+    """(name, "blocked" or "EFFECT", detail) of what a hostile program printed."""
+    found = []
+    for line in result.stdout.decode(errors="replace").splitlines():
+        name, _, rest = line.partition(" ")
+        verdict, _, detail = rest.partition(" ")
+        if verdict in ("blocked", "EFFECT"):
+            found.append((name, verdict, detail))
+    return found
+
+
+def assert_no_effect(result: RunResult) -> None:
+    assert b" EFFECT" not in result.stdout, [line for line in lines(result) if line[1] == "EFFECT"]
+
+
+def assert_recorded(client: Supervisor, result: RunResult) -> None:
+    """A violation ends the run, names its call, and stands in the record."""
+    assert result.outcome == "violation", (result.outcome, result.detail, result.stdout)
+    assert result.violations, "a violation without evidence"
+    assert (result.exit_code, result.stdout_truncated) == (None, False)
+    record = client.get(result.run_id)
+    assert record.outcome == "violation" and record.violations == result.violations
+    assert record.violations[0].time > 0 and record.violations[0].pid > 1
+
+
+def start_host_process(token: str) -> subprocess.Popen[bytes]:
+    """A process of the host, with `token` among its arguments, for runs to look for."""
+    return subprocess.Popen(["sh", "-c", "exec sleep 600 # $0", token], stdin=subprocess.DEVNULL)
