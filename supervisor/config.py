@@ -109,6 +109,7 @@ class Config(BaseModel):
     cgroup_parent: str = Field(
         "", description="Cgroup below which runs are made, from the mount's top; empty: automatic."
     )
+    launcher: str = Field("", description="Path of another launcher program than the package's own; empty: that one.")
     launchers: int = Field(0, ge=0, le=256, description="Launcher processes; 0: one for each CPU.")
     drain_seconds: float = Field(
         30.0, ge=0, description="How long runs may go on after SIGTERM before they are killed."
@@ -123,7 +124,7 @@ class Config(BaseModel):
     tls_client_ca: str = Field("", description="PEM certificates that a client's certificate must descend from.")
 
     _paths = field_validator("state_dir", "runtime_dir")(_absolute)
-    _files = field_validator("tls_cert", "tls_key", "tls_client_ca")(_absolute_or_empty)
+    _files = field_validator("tls_cert", "tls_key", "tls_client_ca", "launcher")(_absolute_or_empty)
 
     @field_validator("policy_dirs", "mount_allow", "mount_deny")
     @classmethod

@@ -61,7 +61,8 @@ class Parts:
 def prepare(config: Config, instance_name: str) -> Parts:
     """Everything before the event loop. Raises SupervisorError; nothing stays behind then."""
     _require_root()
-    from supervisor.backends.native import NativeBackend, NativeSettings
+    from supervisor.backends.native import NativeBackend
+    from supervisor.backends.native_sandbox import NativeSettings
     from supervisor.launcher.process import Launcher
     from supervisor.linux.cgroup import Hierarchies
     from supervisor.linux.host import cgroup_layout, probe_host
@@ -80,7 +81,7 @@ def prepare(config: Config, instance_name: str) -> Parts:
         host = probe_host()
         hierarchies = Hierarchies.create(layout, instance.name, config.cgroup_parent)
         stack.callback(hierarchies.remove)
-        path = launcher_path()
+        path = Path(config.launcher) if config.launcher else launcher_path()
         if not path.exists():
             raise LaunchFailed(f"{path} is not there: build it with `make setup`", metadata={"stage": "spawn"})
         launchers = [Launcher(path) for _ in range(config.launchers or os.cpu_count() or 1)]
@@ -304,5 +305,3 @@ class EmbeddedDaemon:
         assert self._loop is not None and self._stop is not None and self._thread is not None
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
-
-

@@ -56,7 +56,9 @@ int main(void)
 }
 """
 
-_PIPELINE = r"""find /usr/bin -type f -printf '%s %f\n' | sort -rn | head -3 | awk '{printf "%s %.1f MiB; ", $2, $1/1048576}'"""
+_PIPELINE = (
+    r"""find /usr/bin -type f -printf '%s %f\n' | sort -rn | head -3 | awk '{printf "%s %.1f MiB; ", $2, $1/1048576}'"""
+)
 
 _OUTLIVER = b"""
 import os, signal, time

@@ -14,6 +14,7 @@ from supervisor.model import InputFile
 from supervisor.v1 import run_pb2 as pb
 
 STALLED = "UPLOAD_STALLED"
+BROKEN = "UPLOAD_BROKEN"
 MAX_SILENCE_SECONDS = 60.0
 """How long a client may send nothing while it holds memory with half an upload."""
 
@@ -89,7 +90,7 @@ async def receive_files(
         return await _receive(stream, upload, max_bytes)
     except (InvalidRequest, Exhausted) as error:
         upload.release()
-        if error.reason != STALLED:
+        if error.reason not in (STALLED, BROKEN):
             await _discard(stream)
         raise
 
@@ -116,10 +117,12 @@ async def _receive(
         kind = None if message is None else message.WhichOneof("message")
         if message is not None and kind == "files_end":
             if current is not None:
-                raise InvalidRequest("files_end before the last chunk of a file", field="files_end")
+                raise InvalidRequest("files_end before the last chunk of a file", reason=BROKEN, field="files_end")
             return tuple(files)
         if message is None or kind != "file":
-            raise InvalidRequest("file chunks and files_end must follow `start` with files_follow", field="files_end")
+            raise InvalidRequest(
+                "file chunks and files_end must follow `start` with files_follow", reason=BROKEN, field="files_end"
+            )
         chunk = message.file
         if upload.size + len(chunk.data) > max_bytes:
             raise Exhausted(

@@ -36,7 +36,9 @@ def files_to_put(specs: Sequence[str], stack: ExitStack) -> dict[bytes, LocalFil
         try:
             _put(source, target, files, stack)
         except OSError as error:
-            raise errors.InvalidRequest(f"--put: cannot read {_text(source)}: {error.strerror}", field="--put") from error
+            raise errors.InvalidRequest(
+                f"--put: cannot read {_text(source)}: {error.strerror}", field="--put"
+            ) from error
     return files
 
 
@@ -123,7 +125,10 @@ def write_collected(files: Sequence[OutputFile], directory: str = ".") -> bool:
                 say(f"not copied out: {_text(file.path)}: {why}", "red")
             else:
                 if file.truncated:
-                    say(f"cut: {_text(file.path)} did not fit the bound; it has its first {len(file.data)} bytes", "yellow")
+                    say(
+                        f"cut: {_text(file.path)} did not fit the bound; it has its first {len(file.data)} bytes",
+                        "yellow",
+                    )
     finally:
         os.close(top)
     return complete

@@ -55,8 +55,7 @@ def build(output_dir: Path, asan: bool = False) -> None:
     flags = ASAN_FLAGS if asan else (*RELEASE_FLAGS, *RELEASE_LINK)
     with ThreadPoolExecutor() as pool:
         jobs = [
-            pool.submit(compile_program, sources, output_dir / name, flags)
-            for name, sources in programs(asan).items()
+            pool.submit(compile_program, sources, output_dir / name, flags) for name, sources in programs(asan).items()
         ]
     for job in jobs:
         job.result()

@@ -28,10 +28,11 @@ static int write_map(pid_t pid, const char *name, uint32_t inside, uint32_t outs
 	return n == length ? 0 : -1;
 }
 
-/* A user namespace that only serves as a mapping for mount_setattr(2): on disk `uid`, in the run `host_uid`. */
+/* A user namespace that only serves as a mapping for mount_setattr(2): on disk `uid`, in the run
+ * `host_uid`. */
 int idmap_namespace(uint32_t uid, uint32_t gid, uint32_t host_uid, uint32_t host_gid)
 {
-	struct clone_args args = { .flags = CLONE_NEWUSER, .exit_signal = SIGCHLD };
+	struct clone_args args = {.flags = CLONE_NEWUSER, .exit_signal = SIGCHLD};
 	int ready[2];
 	int fd = -1;
 	char path[64];
@@ -51,7 +52,8 @@ int idmap_namespace(uint32_t uid, uint32_t gid, uint32_t host_uid, uint32_t host
 	close(ready[0]);
 	if (pid > 0) {
 		snprintf(path, sizeof(path), "%d/ns/user", pid);
-		if (!write_map(pid, "uid_map", uid, host_uid) && !write_map(pid, "gid_map", gid, host_gid))
+		if (!write_map(pid, "uid_map", uid, host_uid) &&
+		    !write_map(pid, "gid_map", gid, host_gid))
 			fd = openat(launcher.proc, path, O_RDONLY | O_CLOEXEC);
 	}
 	close(ready[1]);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The run's init, PID 1 of its pid namespace: starts the program, reaps orphans, passes signals on, and listens to the
- * program's seccomp filter. It keeps no descriptor of the run and answers no violation: it notes it and ends, and the kernel
- * ends every process of the namespace with it (pid_namespaces(7)).
+ * The run's init, PID 1 of its pid namespace: starts the program, reaps orphans, passes signals on,
+ * and listens to the program's seccomp filter. It keeps no descriptor of the run and answers no
+ * violation: it notes it and ends, and the kernel ends every process of the namespace with it
+ * (pid_namespaces(7)).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -29,7 +30,8 @@
 
 struct program {
 	struct sandbox *sandbox;
-	int listener; /* set by the program's side before exec; the descriptor table is shared until then */
+	int listener; /* set by the program's side before exec; the descriptor table is shared until
+			 then */
 };
 
 /* execvp(3) without its fallback to the shell; PATH is the run's own. Returns errno. */
@@ -52,7 +54,8 @@ static int execute(const struct plan *plan)
 	for (;;) {
 		char candidate[4096];
 		const char *end = strchrnul(path, ':');
-		int length = snprintf(candidate, sizeof(candidate), "%.*s/%s", (int)(end - path), path, program);
+		int length = snprintf(candidate, sizeof(candidate), "%.*s/%s", (int)(end - path),
+				      path, program);
 
 		if (length > 0 && (size_t)length < sizeof(candidate)) {
 			execve(candidate, plan->argv, plan->envp);
@@ -76,7 +79,8 @@ static void reset_signals(void)
 	sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-/* Runs on a stack of its own in init's memory, as after vfork(2), until it executes the program or fails. */
+/* Runs on a stack of its own in init's memory, as after vfork(2), until it executes the program or
+ * fails. */
 static int program_main(void *arg)
 {
 	struct program *program = arg;
@@ -92,7 +96,7 @@ static int program_main(void *arg)
 	/* The program's alone: init still writes and reads through a /proc that no rule names. */
 	landlock_set_up(sandbox);
 	for (uint32_t i = 0; i < plan->w.rlimit_count; i++) {
-		struct rlimit limit = { plan->rlimits[i].soft, plan->rlimits[i].hard };
+		struct rlimit limit = {plan->rlimits[i].soft, plan->rlimits[i].hard};
 
 		if (setrlimit((__rlimit_resource_t)plan->rlimits[i].resource, &limit))
 			sandbox_fail(report, STAGE_RLIMIT, (int)i, errno);
@@ -103,10 +107,10 @@ static int program_main(void *arg)
 	reset_signals();
 	/* Last, since the filter need not allow any of the above. */
 	if (plan->w.filter_count) {
-		struct sock_fprog filter = { (unsigned short)plan->w.filter_count, plan->filter };
+		struct sock_fprog filter = {(unsigned short)plan->w.filter_count, plan->filter};
 		bool notify = plan->w.flags & PLAN_NOTIFY;
-		long rc = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, notify ? SECCOMP_FILTER_FLAG_NEW_LISTENER : 0,
-				  &filter);
+		long rc = syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER,
+				  notify ? SECCOMP_FILTER_FLAG_NEW_LISTENER : 0, &filter);
 
 		if (rc < 0)
 			sandbox_fail(report, STAGE_SECCOMP, 0, errno);
@@ -132,11 +136,12 @@ static void read_comm(int proc_fd, int pid, char comm[16])
 	}
 }
 
-/* What must kill: note it and end; seccomp_unotify(2). The call never takes effect, for it is never answered. */
+/* What must kill: note it and end; seccomp_unotify(2). The call never takes effect, for it is never
+ * answered. */
 static void on_violation(struct sandbox *sandbox, int listener)
 {
 	struct report *report = sandbox->report;
-	struct seccomp_notif notif = { 0 };
+	struct seccomp_notif notif = {0};
 	struct violation_wire *violation;
 	struct timespec now;
 
@@ -182,7 +187,8 @@ static void pass_on(int signals, struct report *report, pid_t program)
 
 		if (number == SIGCHLD)
 			continue;
-		/* SIGKILL and SIGSTOP cannot be caught here; the last two real-time signals stand for them. */
+		/* SIGKILL and SIGSTOP cannot be caught here; the last two real-time signals stand
+		 * for them. */
 		if (number == SIGRTMAX)
 			number = SIGKILL;
 		else if (number == SIGRTMAX - 1)
@@ -194,7 +200,7 @@ static void pass_on(int signals, struct report *report, pid_t program)
 
 static void close_all_but(int a, int b, int c)
 {
-	int keep[3] = { a, b, c };
+	int keep[3] = {a, b, c};
 	int from = 0;
 
 	for (int i = 0; i < 3; i++) {
@@ -219,7 +225,7 @@ static void close_all_but(int a, int b, int c)
 static void set_up_stdio(struct sandbox *sandbox)
 {
 	const struct plan_wire *w = &sandbox->plan->w;
-	int from[3] = { w->fd_stdin, w->fd_stdout, w->fd_stderr };
+	int from[3] = {w->fd_stdin, w->fd_stdout, w->fd_stderr};
 
 	for (int i = 0; i < 3; i++) {
 		from[i] = fcntl(from[i], F_DUPFD_CLOEXEC, 3);
@@ -241,7 +247,7 @@ _Noreturn void init_main(struct sandbox *sandbox)
 {
 	static char stack[256 * 1024] __attribute__((aligned(16)));
 	struct report *report = sandbox->report;
-	struct program program = { .sandbox = sandbox, .listener = -1 };
+	struct program program = {.sandbox = sandbox, .listener = -1};
 	struct pollfd polled[2];
 	sigset_t all;
 	int signals;
@@ -258,7 +264,8 @@ _Noreturn void init_main(struct sandbox *sandbox)
 	signals = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (signals < 0)
 		sandbox_fail(report, STAGE_FORK, 0, errno);
-	pid = clone(program_main, stack + sizeof(stack), CLONE_VM | CLONE_VFORK | CLONE_FILES | SIGCHLD, &program);
+	pid = clone(program_main, stack + sizeof(stack),
+		    CLONE_VM | CLONE_VFORK | CLONE_FILES | SIGCHLD, &program);
 	if (pid < 0)
 		sandbox_fail(report, STAGE_FORK, 1, errno);
 	if (report->stage)
@@ -268,15 +275,17 @@ _Noreturn void init_main(struct sandbox *sandbox)
 		int fd = openat(sandbox->proc_fd, "self/oom_score_adj", O_WRONLY | O_CLOEXEC);
 
 		if (fd >= 0 && write(fd, "0", 1) < 0)
-			report->index = errno; /* harmless: init is the smallest process of the run */
+			report->index =
+				errno; /* harmless: init is the smallest process of the run */
 		if (fd >= 0)
 			close(fd);
 	}
-	/* With the last of our copies of the barrier's socket closed, the launcher knows that the program runs. */
+	/* With the last of our copies of the barrier's socket closed, the launcher knows that the
+	 * program runs. */
 	close_all_but(signals, program.listener, sandbox->proc_fd);
 	reap(report, pid);
-	polled[0] = (struct pollfd){ .fd = signals, .events = POLLIN };
-	polled[1] = (struct pollfd){ .fd = program.listener, .events = POLLIN };
+	polled[0] = (struct pollfd){.fd = signals, .events = POLLIN};
+	polled[1] = (struct pollfd){.fd = program.listener, .events = POLLIN};
 	for (;;) {
 		if (poll(polled, 2, -1) < 0)
 			continue;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Landlock, landlock(7): a second opinion on what may be written and executed, and no signals or abstract sockets beyond the
- * run. The plan names only rights that the host's ABI has.
+ * Landlock, landlock(7): a second opinion on what may be written and executed, and no signals or
+ * abstract sockets beyond the run. The plan names only rights that the host's ABI has.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -13,7 +13,8 @@
 #include "sandbox.h"
 
 #define LANDLOCK_RULE_PATH_BENEATH 1
-/* What can be granted on something that is not a directory: execute, write, read, truncate, ioctl. */
+/* What can be granted on something that is not a directory: execute, write, read, truncate, ioctl.
+ */
 #define FILE_RIGHTS ((1ull << 0) | (1ull << 1) | (1ull << 2) | (1ull << 14) | (1ull << 15))
 
 struct ruleset_attr {
@@ -44,7 +45,7 @@ void landlock_set_up(struct sandbox *sandbox)
 	if (ruleset < 0)
 		sandbox_fail(sandbox->report, STAGE_LANDLOCK, -1, errno);
 	for (uint32_t i = 0; i < plan->w.landlock_count; i++) {
-		struct path_beneath_attr rule = { .allowed_access = plan->landlock[i].access };
+		struct path_beneath_attr rule = {.allowed_access = plan->landlock[i].access};
 		struct stat st;
 
 		rule.parent_fd = open(plan->landlock[i].path, O_PATH | O_CLOEXEC);

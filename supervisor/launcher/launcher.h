@@ -51,7 +51,8 @@ void run_launch(uint64_t id, const struct plan *plan, const int *idmap_fds);
 void run_started(struct run *run);
 void run_ended(struct run *run);
 
-/* idmap.c: a user namespace that only serves as a mapping for mount_setattr(2); a descriptor, or -1 with errno. */
+/* idmap.c: a user namespace that only serves as a mapping for mount_setattr(2); a descriptor, or -1
+ * with errno. */
 int idmap_namespace(uint32_t uid, uint32_t gid, uint32_t host_uid, uint32_t host_gid);
 
 #endif

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The launcher: one thread, one socket to the daemon, any number of runs. It reads top-down as what happens to a request:
- * receive, parse, clone, limits, barrier; then wait for the end and tell it. It ends when the daemon's end of the socket
- * closes, and every run with it.
+ * The launcher: one thread, one socket to the daemon, any number of runs. It reads top-down as what
+ * happens to a request: receive, parse, clone, limits, barrier; then wait for the end and tell it.
+ * It ends when the daemon's end of the socket closes, and every run with it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -40,10 +40,11 @@ static bool receive(void)
 		char space[CMSG_SPACE(sizeof(int) * 253)];
 		struct cmsghdr align;
 	} control;
-	struct iovec part = { packet, sizeof(packet) };
-	struct msghdr message = {
-		.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.space, .msg_controllen = sizeof(control.space)
-	};
+	struct iovec part = {packet, sizeof(packet)};
+	struct msghdr message = {.msg_iov = &part,
+				 .msg_iovlen = 1,
+				 .msg_control = control.space,
+				 .msg_controllen = sizeof(control.space)};
 	int fds[253];
 	size_t fd_count = 0;
 	ssize_t size = recvmsg(launcher.control, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
@@ -52,7 +53,8 @@ static bool receive(void)
 		return errno == EINTR || errno == EAGAIN;
 	if (size == 0 && !message.msg_controllen)
 		return false;
-	for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header; header = CMSG_NXTHDR(&message, header)) {
+	for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header;
+	     header = CMSG_NXTHDR(&message, header)) {
 		if (header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS) {
 			fd_count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
 			memcpy(fds, CMSG_DATA(header), fd_count * sizeof(int));
@@ -68,8 +70,9 @@ static bool receive(void)
 }
 
 /*
- * A root with nothing of the host in it: what a new mount namespace copies is then a handful of mounts, and what a run could
- * reach of ours is nothing. Templates come to lie under /t; runs build their root on /r.
+ * A root with nothing of the host in it: what a new mount namespace copies is then a handful of
+ * mounts, and what a run could reach of ours is nothing. Templates come to lie under /t; runs build
+ * their root on /r.
  */
 static void private_root(void)
 {
@@ -80,9 +83,11 @@ static void private_root(void)
 	if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
 		die("private mount namespace");
 	/* Over /tmp, in our namespace only: any directory that surely exists would do. */
-	if (mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=64k,nr_inodes=128,mode=755") ||
-	    chdir("/tmp") || mkdir("t", 0755) || mkdir("r", 0755) || mkdir("empty", 0755) || mkdir("proc", 0755) ||
-	    mknod("null", S_IFREG | 0444, 0) || mount("/proc", "proc", NULL, MS_BIND, NULL))
+	if (mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC,
+		  "size=64k,nr_inodes=128,mode=755") ||
+	    chdir("/tmp") || mkdir("t", 0755) || mkdir("r", 0755) || mkdir("empty", 0755) ||
+	    mkdir("proc", 0755) || mknod("null", S_IFREG | 0444, 0) ||
+	    mount("/proc", "proc", NULL, MS_BIND, NULL))
 		die("private root");
 	if (syscall(SYS_pivot_root, ".", ".") || umount2(".", MNT_DETACH) || chdir("/"))
 		die("pivot_root");
@@ -138,10 +143,12 @@ static void kill_all(void)
 
 int main(int argc, char **argv)
 {
-	struct epoll_event event = { .events = EPOLLIN, .data.u64 = UINT64_MAX };
+	struct epoll_event event = {.events = EPOLLIN, .data.u64 = UINT64_MAX};
 
 	if (argc != 1) {
-		fprintf(stderr, "%s: started by the supervisor, with a SOCK_SEQPACKET socket as standard input\n",
+		fprintf(stderr,
+			"%s: started by the supervisor, with a SOCK_SEQPACKET socket as standard "
+			"input\n",
 			argv[0]);
 		return 2;
 	}
@@ -149,13 +156,15 @@ int main(int argc, char **argv)
 	take_control_socket();
 	private_root();
 	launcher.epoll = epoll_create1(EPOLL_CLOEXEC);
-	if (launcher.epoll < 0 || epoll_ctl(launcher.epoll, EPOLL_CTL_ADD, launcher.control, &event))
+	if (launcher.epoll < 0 ||
+	    epoll_ctl(launcher.epoll, EPOLL_CTL_ADD, launcher.control, &event))
 		die("epoll");
 	for (;;) {
 		struct epoll_event events[64];
 		int count = epoll_wait(launcher.epoll, events, 64, -1);
 
-		/* A run's barrier is told before its end: both may be in one batch, in either order. */
+		/* A run's barrier is told before its end: both may be in one batch, in either
+		 * order. */
 		for (int i = 0; i < count; i++) {
 			if (events[i].data.u64 != UINT64_MAX && !(events[i].data.u64 & 1))
 				run_started(&launcher.runs[events[i].data.u64 >> 1]);

@@ -6,9 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_OPS 512
+#define MAX_OPS	    512
 #define MAX_STRINGS (1u << 20)
-#define MAX_FILTER 4096
+#define MAX_FILTER  4096
 
 struct cursor {
 	const uint8_t *at;
@@ -83,11 +83,13 @@ static int take_ops(struct plan *plan, struct cursor *c, const int *fds, size_t 
 		op->source = take_string(c);
 		if (!op->target || !op->source || op->target[0] != '/')
 			return EBADMSG;
-		if (op->w.kind < OP_MKDIR || op->w.kind > OP_DEVICE || !to_fd(&op->w.fd, fds, fd_count))
+		if (op->w.kind < OP_MKDIR || op->w.kind > OP_DEVICE ||
+		    !to_fd(&op->w.fd, fds, fd_count))
 			return EBADMSG;
 		if (op->w.kind == OP_MOUNT && op->w.fd < 0)
 			return EBADMSG;
-		if (op->w.kind == OP_TEMPLATE && (strchr(op->source, '/') || op->source[0] == '.' || !op->source[0]))
+		if (op->w.kind == OP_TEMPLATE &&
+		    (strchr(op->source, '/') || op->source[0] == '.' || !op->source[0]))
 			return EBADMSG;
 		if (op->w.kind == OP_MOUNT && ++mounts > MAX_MOUNTS)
 			return E2BIG;
@@ -102,11 +104,12 @@ static int parse(struct plan *plan, struct cursor *c, const int *fds, size_t fd_
 
 	if (!take(c, w, sizeof(*w)) || w->magic != PROTOCOL_MAGIC)
 		return EBADMSG;
-	if (w->v1_count > 8 || w->rlimit_count > 16 || w->filter_count > MAX_FILTER || w->op_count > MAX_OPS ||
-	    w->landlock_count > MAX_OPS || w->argc > MAX_STRINGS || w->envc > MAX_STRINGS)
+	if (w->v1_count > 8 || w->rlimit_count > 16 || w->filter_count > MAX_FILTER ||
+	    w->op_count > MAX_OPS || w->landlock_count > MAX_OPS || w->argc > MAX_STRINGS ||
+	    w->envc > MAX_STRINGS)
 		return E2BIG;
-	if (!w->argc || w->host_uid == UINT32_MAX || w->host_gid == UINT32_MAX || w->inner_uid == UINT32_MAX ||
-	    w->inner_gid == UINT32_MAX)
+	if (!w->argc || w->host_uid == UINT32_MAX || w->host_gid == UINT32_MAX ||
+	    w->inner_uid == UINT32_MAX || w->inner_gid == UINT32_MAX)
 		return EBADMSG;
 	if (!to_fd(&w->fd_stdin, fds, fd_count) || !to_fd(&w->fd_stdout, fds, fd_count) ||
 	    !to_fd(&w->fd_stderr, fds, fd_count) || !to_fd(&w->fd_tmpfs, fds, fd_count) ||
@@ -118,8 +121,8 @@ static int parse(struct plan *plan, struct cursor *c, const int *fds, size_t fd_
 		return EBADMSG;
 
 	for (uint32_t i = 0; i < w->v1_count; i++) {
-		if (!take(c, &plan->v1_fds[i], sizeof(int32_t)) || !to_fd(&plan->v1_fds[i], fds, fd_count) ||
-		    plan->v1_fds[i] < 0)
+		if (!take(c, &plan->v1_fds[i], sizeof(int32_t)) ||
+		    !to_fd(&plan->v1_fds[i], fds, fd_count) || plan->v1_fds[i] < 0)
 			return EBADMSG;
 	}
 	if (!take(c, plan->rlimits, w->rlimit_count * sizeof(plan->rlimits[0])))
@@ -159,7 +162,7 @@ static int parse(struct plan *plan, struct cursor *c, const int *fds, size_t fd_
 
 int plan_parse(struct plan *plan, const uint8_t *data, size_t size, const int *fds, size_t fd_count)
 {
-	struct cursor c = { data, size };
+	struct cursor c = {data, size};
 	int error;
 
 	memset(plan, 0, sizeof(*plan));

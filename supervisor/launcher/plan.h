@@ -19,7 +19,8 @@ struct landlock_rule {
 	const char *path;
 };
 
-/* A plan, checked: every index is within the descriptors sent, every string ends and lies within the buffer. */
+/* A plan, checked: every index is within the descriptors sent, every string ends and lies within
+ * the buffer. */
 struct plan {
 	struct plan_wire w;
 	int v1_fds[8];
@@ -34,10 +35,12 @@ struct plan {
 };
 
 /*
- * Reads a plan out of `data`, which must outlive it and is not changed. `fds` are the descriptors sent along; indices become
- * descriptors. Returns 0, or a positive errno: EBADMSG malformed, E2BIG over a bound, ENOMEM.
+ * Reads a plan out of `data`, which must outlive it and is not changed. `fds` are the descriptors
+ * sent along; indices become descriptors. Returns 0, or a positive errno: EBADMSG malformed, E2BIG
+ * over a bound, ENOMEM.
  */
-int plan_parse(struct plan *plan, const uint8_t *data, size_t size, const int *fds, size_t fd_count);
+int plan_parse(struct plan *plan, const uint8_t *data, size_t size, const int *fds,
+	       size_t fd_count);
 void plan_free(struct plan *plan);
 
 #endif

@@ -87,6 +87,24 @@ static int wanted(const struct probe *probe, int count, char **names)
 	return 0;
 }
 
+/* The end of a killed process group, whose orphans come to us; what sleeps uninterruptibly is left
+ * to its parent's end. */
+static int reap(pid_t leader)
+{
+	int status = 0, found, tries = 0;
+	pid_t pid;
+
+	while ((pid = waitpid(-leader, &found, WNOHANG)) >= 0 && tries < 200) {
+		if (pid == leader)
+			status = found;
+		if (pid == 0) {
+			tries++;
+			usleep(1000);
+		}
+	}
+	return status;
+}
+
 /* Waits for the child's end until the clock is up, then kills its process group. */
 static void run(const struct probe *probe)
 {
@@ -124,7 +142,7 @@ static void run(const struct probe *probe)
 		info.si_pid = 0;
 	}
 	kill(-pid, SIGKILL);
-	waitpid(pid, &status, 0);
+	status = reap(pid);
 	if (WIFSIGNALED(status) && WTERMSIG(status) != SIGKILL) {
 		snprintf(detail, sizeof(detail), "ended by signal %d", WTERMSIG(status));
 		print(probe->name, EPROTO, detail);

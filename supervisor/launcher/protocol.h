@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the daemon and the launcher say to each other over one SOCK_SEQPACKET socket. The Python side is protocol.py;
- * tests/unit/test_protocol.py compares the two. Native byte order: both ends are on one machine.
+ * What the daemon and the launcher say to each other over one SOCK_SEQPACKET socket. The Python
+ * side is protocol.py; tests/unit/test_protocol.py compares the two. Native byte order: both ends
+ * are on one machine.
  */
 #ifndef SUPERVISOR_PROTOCOL_H
 #define SUPERVISOR_PROTOCOL_H
@@ -9,10 +10,10 @@
 #include <stdint.h>
 
 #define PROTOCOL_MAGIC 0x31505653u /* "SVP1" */
-#define MAX_PACKET (128u * 1024)
-#define MAX_PLAN (16u * 1024 * 1024)
-#define MAX_FDS 200
-#define MAX_MOUNTS 64 /* as many as idmap_skipped has bits */
+#define MAX_PACKET     (128u * 1024)
+#define MAX_PLAN       (16u * 1024 * 1024)
+#define MAX_FDS	       200
+#define MAX_MOUNTS     64 /* as many as idmap_skipped has bits */
 #define MAX_VIOLATIONS 8
 
 enum request_type {
@@ -23,7 +24,8 @@ enum request_type {
 };
 
 enum request_flags {
-	REQUEST_PLAN_IN_FD = 1, /* the plan is the content of the first descriptor, a sealed memfd */
+	REQUEST_PLAN_IN_FD =
+		1, /* the plan is the content of the first descriptor, a sealed memfd */
 };
 
 struct request_header {
@@ -74,7 +76,8 @@ struct reply {
 	/* /proc/PID/io of the whole reaped tree; -1: not measured. */
 	int64_t read_bytes;
 	int64_t write_bytes;
-	/* Bit I: the I-th OP_MOUNT is read-only without an idmapped mount, since its file system has none. */
+	/* Bit I: the I-th OP_MOUNT is read-only without an idmapped mount, since its file system
+	 * has none. */
 	uint64_t idmap_skipped;
 	uint32_t violation_count;
 	uint32_t violations_lost;
@@ -96,7 +99,8 @@ enum plan_flags {
 	PLAN_NO_NEW_PRIVS = 1 << 11,
 };
 
-/* Fixed head of a plan; after it, in this order: v1 descriptors, rlimits, filter, hostname, cwd, ops, landlock rules, argv, env. */
+/* Fixed head of a plan; after it, in this order: v1 descriptors, rlimits, filter, hostname, cwd,
+ * ops, landlock rules, argv, env. */
 struct plan_wire {
 	uint32_t magic;
 	uint32_t flags;
@@ -131,24 +135,25 @@ struct rlimit_wire {
 };
 
 enum op_kind {
-	OP_MKDIR = 1,    /* target and its parents, mode */
-	OP_FILE = 2,     /* an empty file at target, to mount upon */
-	OP_SYMLINK = 3,  /* target -> source */
+	OP_MKDIR = 1,	 /* target and its parents, mode */
+	OP_FILE = 2,	 /* an empty file at target, to mount upon */
+	OP_SYMLINK = 3,	 /* target -> source */
 	OP_TEMPLATE = 4, /* the template named by source, at target */
-	OP_MOUNT = 5,    /* the detached mount in fd, at target */
-	OP_BIND = 6,     /* source, a directory of the run's own root, at target */
-	OP_PROC = 7,     /* a proc of the run's own pid namespace, at target */
-	OP_DEVPTS = 8,   /* a devpts of its own, at target */
-	OP_SETATTR = 9,  /* mount attributes of what is at target */
-	OP_HIDE = 10,    /* an empty file or directory, read-only, over target, where target exists */
-	OP_DEVICE = 11,  /* a character device at target, mode; its numbers are idmap_uid and idmap_gid */
+	OP_MOUNT = 5,	 /* the detached mount in fd, at target */
+	OP_BIND = 6,	 /* source, a directory of the run's own root, at target */
+	OP_PROC = 7,	 /* a proc of the run's own pid namespace, at target */
+	OP_DEVPTS = 8,	 /* a devpts of its own, at target */
+	OP_SETATTR = 9,	 /* mount attributes of what is at target */
+	OP_HIDE = 10, /* an empty file or directory, read-only, over target, where target exists */
+	OP_DEVICE = 11, /* a character device at target, mode; its numbers are idmap_uid and
+			   idmap_gid */
 };
 
 enum op_flags {
-	OP_OWN = 1 << 0,		   /* what is made belongs to the run's user */
-	OP_IDMAP = 1 << 1,		   /* files of idmap_uid:idmap_gid appear as the run's user's */
-	OP_IDMAP_OPTIONAL = 1 << 2,	   /* without idmapping if the file system has none */
-	OP_RECURSIVE = 1 << 3,		   /* attributes for the whole tree of mounts */
+	OP_OWN = 1 << 0,	    /* what is made belongs to the run's user */
+	OP_IDMAP = 1 << 1,	    /* files of idmap_uid:idmap_gid appear as the run's user's */
+	OP_IDMAP_OPTIONAL = 1 << 2, /* without idmapping if the file system has none */
+	OP_RECURSIVE = 1 << 3,	    /* attributes for the whole tree of mounts */
 };
 
 struct op_wire {

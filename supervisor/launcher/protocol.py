@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from supervisor.errors import InvalidRequest
-from supervisor.plan import HOSTNAME, LaunchPlan, Op, OpKind
+from supervisor.plan import HOSTNAME, LaunchPlan
+from supervisor.plan_root import Op, OpKind
 
 MAGIC = 0x31505653
 MAX_PACKET = 128 * 1024

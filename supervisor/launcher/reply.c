@@ -8,12 +8,12 @@
 
 void send_reply(struct reply *reply, int fd)
 {
-	struct iovec part = { reply, sizeof(*reply) };
+	struct iovec part = {reply, sizeof(*reply)};
 	union {
 		char space[CMSG_SPACE(sizeof(int))];
 		struct cmsghdr align;
-	} control = { 0 };
-	struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1 };
+	} control = {0};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
 
 	reply->magic = PROTOCOL_MAGIC;
 	if (fd >= 0) {
@@ -36,9 +36,11 @@ void send_reply(struct reply *reply, int fd)
 
 void reply_failed(uint64_t run, enum stage stage, int index, int error)
 {
-	struct reply reply = {
-		.type = REPLY_FAILED, .run = run, .stage = (int32_t)stage, .index = index, .error = error
-	};
+	struct reply reply = {.type = REPLY_FAILED,
+			      .run = run,
+			      .stage = (int32_t)stage,
+			      .index = index,
+			      .error = error};
 
 	send_reply(&reply, -1);
 }

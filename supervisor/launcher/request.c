@@ -13,7 +13,8 @@
 
 #include "launcher.h"
 
-static void on_launch(uint64_t id, const uint8_t *data, size_t size, const int *fds, size_t fd_count, bool check_only)
+static void on_launch(uint64_t id, const uint8_t *data, size_t size, const int *fds,
+		      size_t fd_count, bool check_only)
 {
 	struct plan plan;
 	int *idmap_fds;
@@ -25,7 +26,7 @@ static void on_launch(uint64_t id, const uint8_t *data, size_t size, const int *
 		return;
 	}
 	if (check_only) {
-		struct reply reply = { .type = REPLY_OK, .run = id };
+		struct reply reply = {.type = REPLY_OK, .run = id};
 
 		send_reply(&reply, -1);
 		plan_free(&plan);
@@ -40,7 +41,8 @@ static void on_launch(uint64_t id, const uint8_t *data, size_t size, const int *
 		idmap_fds[i] = -1;
 		if (!good || !(op->flags & OP_IDMAP))
 			continue;
-		idmap_fds[i] = idmap_namespace(op->idmap_uid, op->idmap_gid, plan.w.host_uid, plan.w.host_gid);
+		idmap_fds[i] = idmap_namespace(op->idmap_uid, op->idmap_gid, plan.w.host_uid,
+					       plan.w.host_gid);
 		if (idmap_fds[i] < 0) {
 			reply_failed(id, STAGE_IDMAP, (int)i, errno);
 			good = false;
@@ -56,14 +58,16 @@ static void on_launch(uint64_t id, const uint8_t *data, size_t size, const int *
 	plan_free(&plan);
 }
 
-static void on_template(uint64_t id, const uint8_t *name, size_t size, const int *fds, size_t fd_count)
+static void on_template(uint64_t id, const uint8_t *name, size_t size, const int *fds,
+			size_t fd_count)
 {
-	struct reply reply = { .type = REPLY_OK, .run = id };
+	struct reply reply = {.type = REPLY_OK, .run = id};
 	char path[64];
 	struct stat st;
 	int rc = -1;
 
-	if (size < 1 || size > 32 || memchr(name, '/', size) || memchr(name, 0, size) || name[0] == '.' || fd_count != 1) {
+	if (size < 1 || size > 32 || memchr(name, '/', size) || memchr(name, 0, size) ||
+	    name[0] == '.' || fd_count != 1) {
 		reply_failed(id, STAGE_TEMPLATE, 0, EBADMSG);
 		return;
 	}
@@ -85,8 +89,10 @@ static void on_plan_in_fd(const struct request_header *header, const int *fds, s
 	struct stat st;
 	void *data;
 
-	if (!fd_count || fstat(fds[0], &st) || !S_ISREG(st.st_mode) || st.st_size < 1 || st.st_size > MAX_PLAN ||
-	    (fcntl(fds[0], F_GET_SEALS) & (F_SEAL_WRITE | F_SEAL_SHRINK)) != (F_SEAL_WRITE | F_SEAL_SHRINK)) {
+	if (!fd_count || fstat(fds[0], &st) || !S_ISREG(st.st_mode) || st.st_size < 1 ||
+	    st.st_size > MAX_PLAN ||
+	    (fcntl(fds[0], F_GET_SEALS) & (F_SEAL_WRITE | F_SEAL_SHRINK)) !=
+		    (F_SEAL_WRITE | F_SEAL_SHRINK)) {
 		reply_failed(header->run, STAGE_PLAN, 1, EBADMSG);
 		return;
 	}
@@ -120,13 +126,14 @@ void on_request(const uint8_t *packet, size_t size, const int *fds, size_t fd_co
 		if (header.flags & REQUEST_PLAN_IN_FD)
 			on_plan_in_fd(&header, fds, fd_count);
 		else
-			on_launch(header.run, packet, size, fds, fd_count, header.type == REQUEST_CHECK);
+			on_launch(header.run, packet, size, fds, fd_count,
+				  header.type == REQUEST_CHECK);
 		break;
 	case REQUEST_TEMPLATE:
 		on_template(header.run, packet, size, fds, fd_count);
 		break;
 	case REQUEST_PING: {
-		struct reply reply = { .type = REPLY_OK, .run = header.run };
+		struct reply reply = {.type = REPLY_OK, .run = header.run};
 
 		send_reply(&reply, -1);
 		break;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The run's root: one tmpfs, made by the daemon, on which the plan's ops are carried out in order. It is writable until the
- * plan's last op. No path is ever resolved through a link that somebody else could have placed: see resolve().
+ * The run's root: one tmpfs, made by the daemon, on which the plan's ops are carried out in order.
+ * It is writable until the plan's last op. No path is ever resolved through a link that somebody
+ * else could have placed: see resolve().
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -27,8 +28,10 @@ static int resolve(int root, const char *path, uint64_t flags)
 	return (int)syscall(SYS_openat2, root, path, &how, sizeof(how));
 }
 
-/* Opens the directory that holds `path`'s last component, making what is missing; `*last` becomes that component. */
-static int parent_of(int root, const char *path, const char **last, const struct op *op, const struct plan *plan)
+/* Opens the directory that holds `path`'s last component, making what is missing; `*last` becomes
+ * that component. */
+static int parent_of(int root, const char *path, const char **last, const struct op *op,
+		     const struct plan *plan)
 {
 	int at = fcntl(root, F_DUPFD_CLOEXEC, 3);
 	char name[256];
@@ -54,7 +57,8 @@ static int parent_of(int root, const char *path, const char **last, const struct
 		name[length] = 0;
 		if (!mkdirat(at, name, 0755)) {
 			if ((op->w.flags & OP_OWN) &&
-			    fchownat(at, name, plan->w.host_uid, plan->w.host_gid, AT_SYMLINK_NOFOLLOW))
+			    fchownat(at, name, plan->w.host_uid, plan->w.host_gid,
+				     AT_SYMLINK_NOFOLLOW))
 				break;
 		} else if (errno != EEXIST) {
 			break;
@@ -89,16 +93,19 @@ static int make_entry(int root, const struct op *op, const struct plan *plan)
 	else if (op->w.kind == OP_MKDIR)
 		rc = mkdirat(at, last, op->w.mode & 07777);
 	else if (op->w.kind == OP_DEVICE)
-		rc = mknodat(at, last, S_IFCHR | (op->w.mode & 0777), makedev(op->w.idmap_uid, op->w.idmap_gid));
+		rc = mknodat(at, last, S_IFCHR | (op->w.mode & 0777),
+			     makedev(op->w.idmap_uid, op->w.idmap_gid));
 	else
 		rc = mknodat(at, last, S_IFREG | (op->w.mode & 0777), 0);
 	if (rc && errno == EEXIST && (op->w.kind == OP_MKDIR || op->w.kind == OP_FILE)) {
 		rc = 0;
 	} else if (!rc) {
 		if (op->w.flags & OP_OWN)
-			rc = fchownat(at, last, plan->w.host_uid, plan->w.host_gid, AT_SYMLINK_NOFOLLOW);
+			rc = fchownat(at, last, plan->w.host_uid, plan->w.host_gid,
+				      AT_SYMLINK_NOFOLLOW);
 		if (!rc && op->w.kind == OP_MKDIR && (op->w.mode & 07000))
-			rc = fchmodat(at, last, op->w.mode & 07777, 0); /* mkdir(2) drops the sticky bit's company */
+			rc = fchmodat(at, last, op->w.mode & 07777,
+				      0); /* mkdir(2) drops the sticky bit's company */
 	}
 	error = errno;
 	close(at);
@@ -120,7 +127,7 @@ static int attach(int root, int mount_fd, const char *target)
 
 static int set_attributes(int fd, uint64_t set, int idmap_fd, bool recursive)
 {
-	struct mount_attr attr = { .attr_set = set };
+	struct mount_attr attr = {.attr_set = set};
 
 	if (idmap_fd >= 0) {
 		attr.attr_set |= MOUNT_ATTR_IDMAP;
@@ -128,7 +135,8 @@ static int set_attributes(int fd, uint64_t set, int idmap_fd, bool recursive)
 	}
 	if (!attr.attr_set)
 		return 0;
-	return mount_setattr(fd, "", AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0), &attr, sizeof(attr));
+	return mount_setattr(fd, "", AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0), &attr,
+			     sizeof(attr));
 }
 
 static int new_mount(const char *type, const char *key, const char *value, uint64_t attributes)
@@ -228,7 +236,8 @@ static int hide(int root, const struct op *op)
 		       OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
 	rc = fd < 0 ? -1
 		    : set_attributes(fd,
-				     MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
+				     MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV |
+					     MOUNT_ATTR_NOEXEC,
 				     -1, false);
 	if (!rc)
 		rc = move_mount(fd, "", at, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
@@ -295,7 +304,8 @@ void root_set_up(struct sandbox *sandbox)
 		if (carry_out(sandbox, root, &plan->ops[i], (int)i))
 			sandbox_fail(sandbox->report, STAGE_MOUNT, (int)i, errno);
 	}
-	if (fchdir(root) || syscall(SYS_pivot_root, ".", ".") || umount2(".", MNT_DETACH) || chdir("/"))
+	if (fchdir(root) || syscall(SYS_pivot_root, ".", ".") || umount2(".", MNT_DETACH) ||
+	    chdir("/"))
 		sandbox_fail(sandbox->report, STAGE_PIVOT, 0, errno);
 	close(root);
 }

@@ -31,8 +31,8 @@ static struct run *run_take(void)
 			return NULL;
 		}
 		run = &launcher.runs[launcher.used];
-		run->report =
-			mmap(NULL, sizeof(*run->report), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+		run->report = mmap(NULL, sizeof(*run->report), PROT_READ | PROT_WRITE,
+				   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 		if (run->report == MAP_FAILED)
 			return NULL;
 		launcher.used++;
@@ -52,21 +52,25 @@ static void run_put(struct run *run)
 
 static uint64_t namespace_flags(uint32_t flags)
 {
-	return ((flags & PLAN_PID_NS) ? CLONE_NEWPID : 0) | ((flags & PLAN_MOUNT_NS) ? CLONE_NEWNS : 0) |
-	       ((flags & PLAN_NETWORK_NS) ? CLONE_NEWNET : 0) | ((flags & PLAN_IPC_NS) ? CLONE_NEWIPC : 0) |
+	return ((flags & PLAN_PID_NS) ? CLONE_NEWPID : 0) |
+	       ((flags & PLAN_MOUNT_NS) ? CLONE_NEWNS : 0) |
+	       ((flags & PLAN_NETWORK_NS) ? CLONE_NEWNET : 0) |
+	       ((flags & PLAN_IPC_NS) ? CLONE_NEWIPC : 0) |
 	       ((flags & PLAN_UTS_NS) ? CLONE_NEWUTS : 0);
 }
 
 static void watch(int fd, struct run *run, uint64_t kind)
 {
 	/* The low bit tells the barrier's socket from the pidfd. */
-	struct epoll_event event = { .events = EPOLLIN, .data.u64 = (uint64_t)(run - launcher.runs) << 1 | kind };
+	struct epoll_event event = {.events = EPOLLIN,
+				    .data.u64 = (uint64_t)(run - launcher.runs) << 1 | kind};
 
 	if (epoll_ctl(launcher.epoll, EPOLL_CTL_ADD, fd, &event))
 		die("epoll_ctl");
 }
 
-/* v1 hierarchies have no CLONE_INTO_CGROUP: the child is moved while it builds its root, and waits for it at the barrier. */
+/* v1 hierarchies have no CLONE_INTO_CGROUP: the child is moved while it builds its root, and waits
+ * for it at the barrier. */
 static int enter_v1_cgroups(const struct plan *plan, pid_t pid)
 {
 	char text[16];
@@ -82,7 +86,7 @@ static int enter_v1_cgroups(const struct plan *plan, pid_t pid)
 void run_launch(uint64_t id, const struct plan *plan, const int *idmap_fds)
 {
 	struct run *run = run_take();
-	struct reply reply = { .type = REPLY_LAUNCHED, .run = id };
+	struct reply reply = {.type = REPLY_LAUNCHED, .run = id};
 	int sync[2];
 	int failed;
 	pid_t pid;
@@ -172,8 +176,8 @@ static void read_io(pid_t pid, struct reply *reply)
 }
 
 /*
- * A closed descriptor leaves the epoll set by itself only when no child just cloned still has a copy of it; until then it would
- * report on a slot that may be another run's.
+ * A closed descriptor leaves the epoll set by itself only when no child just cloned still has a
+ * copy of it; until then it would report on a slot that may be another run's.
  */
 static void forget(int fd)
 {
@@ -181,13 +185,14 @@ static void forget(int fd)
 	close(fd);
 }
 
-/* The last copy of the barrier's other end is gone: the program has been executed, or the set-up has failed. */
+/* The last copy of the barrier's other end is gone: the program has been executed, or the set-up
+ * has failed. */
 void run_started(struct run *run)
 {
 	forget(run->sync_fd);
 	run->sync_fd = -1;
 	if (!run->report->stage) {
-		struct reply reply = { .type = REPLY_STARTED, .run = run->id, .pid = run->pid };
+		struct reply reply = {.type = REPLY_STARTED, .run = run->id, .pid = run->pid};
 
 		send_reply(&reply, -1);
 	}
@@ -195,9 +200,9 @@ void run_started(struct run *run)
 
 void run_ended(struct run *run)
 {
-	struct reply reply = { .type = REPLY_ENDED, .run = run->id, .pid = run->pid };
+	struct reply reply = {.type = REPLY_ENDED, .run = run->id, .pid = run->pid};
 	const struct report *report = run->report;
-	struct rusage usage = { 0 };
+	struct rusage usage = {0};
 	int status = 0;
 
 	read_io(run->pid, &reply);
@@ -213,9 +218,12 @@ void run_ended(struct run *run)
 	reply.program_done = report->program_done;
 	reply.init_status = status;
 	reply.idmap_skipped = report->idmap_skipped;
-	reply.user_us = (uint64_t)usage.ru_utime.tv_sec * 1000000u + (uint64_t)usage.ru_utime.tv_usec;
-	reply.system_us = (uint64_t)usage.ru_stime.tv_sec * 1000000u + (uint64_t)usage.ru_stime.tv_usec;
-	reply.violation_count = report->violation_count < MAX_VIOLATIONS ? report->violation_count : MAX_VIOLATIONS;
+	reply.user_us =
+		(uint64_t)usage.ru_utime.tv_sec * 1000000u + (uint64_t)usage.ru_utime.tv_usec;
+	reply.system_us =
+		(uint64_t)usage.ru_stime.tv_sec * 1000000u + (uint64_t)usage.ru_stime.tv_usec;
+	reply.violation_count =
+		report->violation_count < MAX_VIOLATIONS ? report->violation_count : MAX_VIOLATIONS;
 	reply.violations_lost = report->violations_lost;
 	memcpy(reply.violations, report->violations, sizeof(reply.violations));
 	launcher.alive--;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The child of the launcher, from clone3(2) to the moment it becomes the run's init: namespaces, root, barrier, user. */
+/* The child of the launcher, from clone3(2) to the moment it becomes the run's init: namespaces,
+ * root, barrier, user. */
 #define _GNU_SOURCE
 #include "sandbox.h"
 
@@ -23,7 +24,8 @@ _Noreturn void sandbox_fail(struct report *report, enum stage stage, int index, 
 	_exit(125);
 }
 
-/* The child has copies of everything the launcher holds for other runs; keep what the plan names. */
+/* The child has copies of everything the launcher holds for other runs; keep what the plan names.
+ */
 static void close_the_rest(const struct sandbox *sandbox)
 {
 	const struct plan *plan = sandbox->plan;
@@ -65,7 +67,7 @@ static void close_the_rest(const struct sandbox *sandbox)
 
 static void loopback_up(struct report *report)
 {
-	struct ifreq request = { .ifr_flags = IFF_UP | IFF_RUNNING };
+	struct ifreq request = {.ifr_flags = IFF_UP | IFF_RUNNING};
 	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 
 	strcpy(request.ifr_name, "lo");
@@ -74,7 +76,8 @@ static void loopback_up(struct report *report)
 	close(fd);
 }
 
-/* The launcher says go once every limit holds; end of file means it is gone, and then nobody would hold them. */
+/* The launcher says go once every limit holds; end of file means it is gone, and then nobody would
+ * hold them. */
 static void wait_at_barrier(struct sandbox *sandbox)
 {
 	char go;
@@ -97,8 +100,9 @@ _Noreturn void sandbox_main(struct sandbox *sandbox)
 	close_the_rest(sandbox);
 	if (w->flags & PLAN_NETWORK_NS)
 		loopback_up(report);
-	if ((w->flags & PLAN_UTS_NS) && (sethostname(sandbox->plan->hostname, strlen(sandbox->plan->hostname)) ||
-					 setdomainname("(none)", 6)))
+	if ((w->flags & PLAN_UTS_NS) &&
+	    (sethostname(sandbox->plan->hostname, strlen(sandbox->plan->hostname)) ||
+	     setdomainname("(none)", 6)))
 		sandbox_fail(report, STAGE_HOSTNAME, 0, errno);
 	if (w->flags & PLAN_MOUNT_NS) {
 		root_set_up(sandbox);
@@ -110,10 +114,12 @@ _Noreturn void sandbox_main(struct sandbox *sandbox)
 			sandbox_fail(report, STAGE_ROOT, 3, errno);
 	}
 	wait_at_barrier(sandbox);
-	/* Only now: the namespace's root is where the process is, and the launcher has moved it meanwhile. */
+	/* Only now: the namespace's root is where the process is, and the launcher has moved it
+	 * meanwhile. */
 	if ((w->flags & PLAN_CGROUP_NS) && unshare(CLONE_NEWCGROUP))
 		sandbox_fail(report, STAGE_CGROUP_NS, 0, errno);
-	/* Without a pid namespace the orphans come to us, and the program must not be able to end us. */
+	/* Without a pid namespace the orphans come to us, and the program must not be able to end
+	 * us. */
 	if (!(w->flags & PLAN_PID_NS) && prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 		sandbox_fail(report, STAGE_USER, 5, errno);
 	init_main(sandbox);

@@ -7,7 +7,8 @@
 #include "plan.h"
 #include "protocol.h"
 
-/* Written by the sandbox's init, read by the launcher; shared memory that the program never sees, since exec drops it. */
+/* Written by the sandbox's init, read by the launcher; shared memory that the program never sees,
+ * since exec drops it. */
 struct report {
 	int32_t stage;
 	int32_t index;
@@ -24,16 +25,17 @@ struct report {
 struct sandbox {
 	const struct plan *plan;
 	struct report *report;
-	int sync_fd;	     /* read: the barrier; its end of file in the launcher: the program runs */
-	int host_mount_ns;   /* where a run without a mount namespace goes */
+	int sync_fd; /* read: the barrier; its end of file in the launcher: the program runs */
+	int host_mount_ns;    /* where a run without a mount namespace goes */
 	const int *idmap_fds; /* per op: a user namespace, or -1 */
-	int proc_fd;	     /* a writable /proc of the run, for what must be written there */
+	int proc_fd;	      /* a writable /proc of the run, for what must be written there */
 };
 
 /* Ends the process after noting the step that failed. */
 _Noreturn void sandbox_fail(struct report *report, enum stage stage, int index, int error);
 
-/* The child's whole life: set up, wait at the barrier, run the program as a child of its own, be its init. */
+/* The child's whole life: set up, wait at the barrier, run the program as a child of its own, be
+ * its init. */
 _Noreturn void sandbox_main(struct sandbox *sandbox);
 
 /* Each of these is one step of sandbox_main; they end the process on failure. */

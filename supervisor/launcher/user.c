@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * Who the run is: its own host uid, a user namespace that maps that one id and no other, no capabilities, no new ones.
+ * Who the run is: its own host uid, a user namespace that maps that one id and no other, no
+ * capabilities, no new ones.
  *
- * The user namespace comes last on purpose: mount, network, pid, ipc and uts namespaces then belong to the host's user
- * namespace, so that even full capabilities inside the run's own would not reach them (user_namespaces(7)).
+ * The user namespace comes last on purpose: mount, network, pid, ipc and uts namespaces then belong
+ * to the host's user namespace, so that even full capabilities inside the run's own would not reach
+ * them (user_namespaces(7)).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -59,8 +61,8 @@ static int enter_user_namespace(struct sandbox *sandbox)
 /* Nothing in any of the five sets, and no way back: capabilities(7). */
 static int drop_capabilities(void)
 {
-	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
-	struct __user_cap_data_struct none[2] = { 0 };
+	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct none[2] = {0};
 
 	for (int cap = 0; cap < 64; cap++) {
 		if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0)) {
@@ -89,7 +91,8 @@ void user_set_up(struct sandbox *sandbox)
 			sandbox_fail(report, STAGE_USER, 0, errno);
 	}
 	if (!(w->flags & PLAN_AS_ROOT)) {
-		/* The capabilities stay across setresuid(2), so that the user namespace is not made by an unprivileged user. */
+		/* The capabilities stay across setresuid(2), so that the user namespace is not made
+		 * by an unprivileged user. */
 		if (prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0))
 			sandbox_fail(report, STAGE_USER, 1, errno);
 		if (setgroups(0, NULL))
@@ -107,7 +110,8 @@ void user_set_up(struct sandbox *sandbox)
 		sandbox_fail(report, STAGE_CAPABILITIES, 0, errno);
 	if (!(w->flags & PLAN_AS_ROOT) && drop_capabilities())
 		sandbox_fail(report, STAGE_CAPABILITIES, 1, errno);
-	/* Neither /proc/1/mem nor /proc/1/exe nor ptrace(2): our image and descriptors are not the program's to see. */
+	/* Neither /proc/1/mem nor /proc/1/exe nor ptrace(2): our image and descriptors are not the
+	 * program's to see. */
 	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
 		sandbox_fail(report, STAGE_CAPABILITIES, 2, errno);
 	/* Cleared by every change of credentials, hence here. */

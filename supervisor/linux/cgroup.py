@@ -11,6 +11,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from cgroupspy.interfaces import BaseFileInterface, IntegerFile
 
@@ -91,14 +92,14 @@ class Group:
 class UnifiedGroup(Group):
     """A group of the v2 tree."""
 
-    memory_max = MaxFile("memory.max")
-    memory_swap_max = MaxFile("memory.swap.max")
+    memory_max: Any = MaxFile("memory.max")
+    memory_swap_max: Any = MaxFile("memory.swap.max")
     memory_peak = IntegerFile("memory.peak", readonly=True)
     memory_events = KeyedFile("memory.events")
-    pids_max = MaxFile("pids.max")
+    pids_max: Any = MaxFile("pids.max")
     pids_peak = IntegerFile("pids.peak", readonly=True)
     pids_events = KeyedFile("pids.events")
-    cpu_max = BandwidthFile("cpu.max")
+    cpu_max: Any = BandwidthFile("cpu.max")
     cpu_stat = KeyedFile("cpu.stat")
     io_stat = IoStatFile("io.stat")
     events = KeyedFile("cgroup.events")
@@ -117,7 +118,7 @@ class MemoryGroup(Group):
 class PidsGroup(Group):
     """A group of the v1 pids hierarchy."""
 
-    limit = MaxFile("pids.max")
+    limit: Any = MaxFile("pids.max")
     peak = IntegerFile("pids.peak", readonly=True)
     events = KeyedFile("pids.events")
 
@@ -258,7 +259,7 @@ class RunGroup:
     def _v2_usage(self, usage: Usage, cpu: Mapping[str, int]) -> Usage:
         group = self.unified
         memory = group.memory_events
-        io = _optional(group, "io_stat")
+        io = _io(group)
         return replace(
             usage,
             memory_peak_bytes=_optional(group, "memory_peak"),
@@ -347,6 +348,14 @@ def _optional(group: Group, name: str) -> int | None:
     except OSError:
         return None
     return value
+
+
+def _io(group: UnifiedGroup) -> dict[str, int] | None:
+    try:
+        totals: dict[str, int] = group.io_stat
+    except OSError:  # the controller is not there
+        return None
+    return totals
 
 
 def leftover_instances(layout: CgroupLayout, parent: str = "") -> Iterator[str]:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from supervisor.linux import mounts
 from supervisor.model import Limits
-from supervisor.plan import INNER_ID, NODEV, NOEXEC, NOSUID, RDONLY, RootEntry, RootView
+from supervisor.plan import INNER_ID
+from supervisor.plan_root import NODEV, NOEXEC, NOSUID, RDONLY, RootEntry, RootView
 
 _PROGRAM_DIRECTORIES = (b"usr", b"bin", b"sbin", b"lib", b"lib32", b"lib64", b"libx32")
 _OURS = frozenset({b"proc", b"dev", b"tmp", b"work", b"sys", b"run"})

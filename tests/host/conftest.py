@@ -13,7 +13,7 @@ import pytest
 
 from supervisor.client import Supervisor
 from supervisor.v1 import run_pb2_grpc
-from tests.host.daemon_fixture import Daemon, compile_attacks
+from tests.host.daemon_fixture import Daemon, RunStub, compile_attacks
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,6 +49,27 @@ def daemon(base_directory: Path) -> Iterator[Daemon]:
     assert status == 0, f"the daemon ended with {status}; its log ends:\n{running.log_tail()}"
 
 
+@pytest.fixture
+def make_daemon(base_directory: Path) -> Iterator[Callable[..., Daemon]]:
+    """make_daemon(name, **environment): one more daemon, for a test that stops or kills it; ended after the test."""
+    made: list[Daemon] = []
+
+    def make(name: str, **environment: str) -> Daemon:
+        base = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=base_directory))
+        base.chmod(0o755)
+        one = Daemon(base, environment)
+        made.append(one)
+        one.start()
+        return one
+
+    yield make
+    for one in made:
+        if one.process is not None and one.process.poll() is None:
+            status = one.stop()
+            assert status == 0, f"the daemon ended with {status}; its log ends:\n{one.log_tail()}"
+        shutil.rmtree(one.base)
+
+
 @pytest.fixture(scope="session")
 def attacks(base_directory: Path) -> Path:
     """The directory of the built hostile programs; mount it read-only at /attacks."""
@@ -69,7 +90,7 @@ def channel(daemon: Daemon) -> Iterator[grpc.Channel]:
 
 @pytest.fixture
 def stub(channel: grpc.Channel) -> run_pb2_grpc.RunServiceStub:
-    return run_pb2_grpc.RunServiceStub(channel)
+    return RunStub(channel)
 
 
 @pytest.fixture
@@ -87,3 +108,9 @@ def scratch(base_directory: Path) -> Iterator[Callable[..., Path]]:
 
     yield make
     shutil.rmtree(parent)
+
+
+@pytest.fixture(autouse=True)
+def leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test leaves on the host or in the daemon fails it."""
+    yield

@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from supervisor.v1 import host_pb2, host_pb2_grpc, run_pb2, run_pb2_grpc
+from supervisor.v1 import host_pb2, host_pb2_grpc, policy_pb2_grpc, run_pb2, run_pb2_grpc
 
 TIME_FACTOR = float(os.environ.get("SUPERVISOR_TIME_FACTOR", "1"))
 """How much slower than an ordinary machine this one is; every limit of time in these tests is multiplied by it."""
@@ -30,6 +30,11 @@ ATTACKS = Path(__file__).parent / "attacks"
 MIB = 1024 * 1024
 
 Argument = str | bytes
+
+# The generated stubs carry no types.
+RunStub: Any = run_pb2_grpc.RunServiceStub
+PolicyStub: Any = policy_pb2_grpc.PolicyServiceStub
+HostStub: Any = host_pb2_grpc.HostServiceStub
 
 
 def scaled(seconds: float) -> float:
@@ -186,7 +191,7 @@ class Prober:
 
     def _probe(self) -> None:
         with self._daemon.channel() as channel:
-            host, health = host_pb2_grpc.HostServiceStub(channel), health_pb2_grpc.HealthStub(channel)
+            host, health = HostStub(channel), health_pb2_grpc.HealthStub(channel)
             while True:
                 before = time.monotonic()
                 try:
@@ -221,7 +226,7 @@ class LiveRun:
         self._requests: queue.Queue[run_pb2.RunRequest | None] = queue.Queue()
         self._requests.put(run_pb2.RunRequest(start=run_pb2.StartRun(spec=request, stdin_follows=stdin_follows)))
         self._channel = daemon.channel()
-        self.call = run_pb2_grpc.RunServiceStub(self._channel).Run(iter(self._requests.get, None))
+        self.call = RunStub(self._channel).Run(iter(self._requests.get, None))
         self.stdout = b""
         self.stderr = b""
         self.run_id = ""
@@ -239,7 +244,7 @@ class LiveRun:
 
     def next_event(self) -> run_pb2.RunResponse | None:
         try:
-            event = next(self.call)
+            event: run_pb2.RunResponse = next(self.call)
         except StopIteration:
             return None
         self.events.append(event)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -12,9 +13,10 @@ import pytest
 
 from supervisor import errors
 from supervisor.client import Supervisor
+from supervisor.client.build import FileData
 from supervisor.model import RunResult
 from supervisor.v1 import run_pb2, run_pb2_grpc
-from tests.host.daemon_fixture import MIB, SLOW_MACHINE, Daemon, LiveRun, Prober, fewer, scaled, spec
+from tests.host.daemon_fixture import MIB, SLOW_MACHINE, Daemon, LiveRun, Prober, RunStub, fewer, scaled, spec
 
 ODD_NAMES = [
     b"with space",
@@ -89,12 +91,14 @@ def test_odd_names(supervisor: Supervisor) -> None:
 
 
 def test_modes_and_owner(supervisor: Supervisor) -> None:
+    tool = (b"#!/bin/sh\necho ran\n", 0o755)
+    files: dict[str, FileData] = {"default": b"d", "tool": tool, "/tmp/elsewhere": (b"e", 0o600)}
     script = "stat -c '%a %u' default tool /tmp/elsewhere; ./tool; id -u; echo more >> default; printf x > new; chmod 750 new"
     result = supervisor.execute(
         ["sh", "-c", script],
         policy="strict",
         timeout=scaled(10),
-        files={"default": b"d", "tool": (b"#!/bin/sh\necho ran\n", 0o755), "/tmp/elsewhere": (b"e", 0o600)},
+        files=files,
         collect=["new", "/tmp/elsewhere"],
     )
     lines = result.stdout.decode().split()
@@ -188,7 +192,7 @@ def test_input_does_not_follow_links(supervisor: Supervisor, scratch: Callable[.
     (directory / "dir").symlink_to(outside)
     (directory / "file").symlink_to(outside / "victim")
     for path in ("dir/new", "dir/victim", "file"):
-        try:
+        with suppress(errors.SupervisorError):
             supervisor.execute(
                 ["true"],
                 policy="strict",
@@ -196,8 +200,6 @@ def test_input_does_not_follow_links(supervisor: Supervisor, scratch: Callable[.
                 mounts=[f"{directory}:/work:rw"],
                 files={path: b"overwritten"},
             )
-        except errors.SupervisorError:
-            pass
         assert os.listdir(outside) == ["victim"] and (outside / "victim").read_text() == "untouched", path
 
 
@@ -291,7 +293,7 @@ def test_chunked_files_over_the_wire(daemon: Daemon) -> None:
             requests.append(run_pb2.RunRequest(file=run_pb2.FileChunk(path=path, data=part, last=last)))
     requests.append(run_pb2.RunRequest(files_end=run_pb2.FilesEnd()))
     with daemon.channel() as channel:
-        events = list(run_pb2_grpc.RunServiceStub(channel).Run(iter(requests), timeout=scaled(20)))
+        events = list(RunStub(channel).Run(iter(requests), timeout=scaled(20)))
     kinds = [event.WhichOneof("event") for event in events]
     assert kinds[0] == "started" and kinds[-1] == "exited" and kinds.count("exited") == 1
     files: dict[bytes, bytes] = {}

@@ -16,9 +16,20 @@ import pytest
 
 from supervisor import errors
 from supervisor.client import DeadlineExceeded, Supervisor
+from supervisor.client.build import FileData
 from supervisor.model import Exited, Output, RunResult, Started, Stream
 from supervisor.v1 import run_pb2, run_pb2_grpc
-from tests.host.daemon_fixture import MIB, SLOW_MACHINE, Daemon, LiveRun, host_processes, scaled, spec, wait_until
+from tests.host.daemon_fixture import (
+    MIB,
+    SLOW_MACHINE,
+    Daemon,
+    LiveRun,
+    RunStub,
+    host_processes,
+    scaled,
+    spec,
+    wait_until,
+)
 
 CODES = range(256) if not SLOW_MACHINE else (0, 1, 2, 63, 124, 125, 126, 127, 128, 137, 255)
 FATAL = [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE]
@@ -87,7 +98,7 @@ def test_death_by_signal(supervisor: Supervisor, attacks: Path, number: signal.S
 
 
 def test_program_not_executable_or_missing(supervisor: Supervisor) -> None:
-    files = {"text": b"no program", "data": (b"\x7fELF but not really", 0o755)}
+    files: dict[str, FileData] = {"text": b"no program", "data": (b"\x7fELF but not really", 0o755)}
     for argv, words in (
         (["no-such-program"], "ENOENT"),
         (["/no/such/program"], "ENOENT"),
@@ -221,7 +232,7 @@ def test_cancel_while_queued(daemon: Daemon, supervisor: Supervisor) -> None:
     token = f"queue-{uuid.uuid4().hex}"
     places = supervisor.host().max_concurrent_runs
     with daemon.channel() as channel:
-        stub = run_pb2_grpc.RunServiceStub(channel)
+        stub = RunStub(channel)
         calls = [stub.Execute.future(spec("sleep", "1000", agent=token)) for _ in range(places + 20)]
         wait_until(lambda: supervisor.host().queued >= 20, 30, "the queue holds the rest")
         for call in reversed(calls):

@@ -1,0 +1,312 @@
+"""A native run while it lives: its streams, its signals, its end, and what is known of it afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import pty
+import signal
+import struct
+import termios
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import structlog
+
+from supervisor.backends.base import SandboxEnd, SandboxRequest
+from supervisor.errors import LaunchFailed
+from supervisor.launcher.process import Launched
+from supervisor.launcher.protocol import Reply, ReplyKind
+from supervisor.linux import files
+from supervisor.linux.cgroup import RunGroup
+from supervisor.linux.seccomp import decode_syscall
+from supervisor.model import Enforcement, OutputFile, Stream, Violation
+from supervisor.plan import LaunchPlan
+from supervisor.plan_root import OpKind
+from supervisor.streams import InputWriter, OutputReader
+
+log = structlog.get_logger(__name__)
+
+_PIPE_BYTES = 65536
+_REMOVE_SECONDS = 10.0
+_STAND_INS = {int(signal.SIGKILL): int(signal.SIGRTMAX), int(signal.SIGSTOP): int(signal.SIGRTMAX) - 1}
+
+
+@dataclass(frozen=True, slots=True)
+class NativeSettings:
+    """What the daemon's configuration decides for this backend."""
+
+    mount_refusal: Callable[[str], str]
+    uid_base: int
+    uid_count: int
+    max_collect_bytes: int
+    max_collect_files: int
+    instance: str
+
+
+class SentDescriptors:
+    """Descriptors on their way to the launcher; ours are closed once they are sent, those of others stay open."""
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []
+        self.named: dict[str, int] = {}
+        self._own: list[int] = []
+
+    def keep(self, fd: int) -> int:
+        self.fds.append(fd)
+        return len(self.fds) - 1
+
+    def take(self, fd: int) -> int:
+        self._own.append(fd)
+        return self.keep(fd)
+
+    def add(self, name: str, fd: int) -> None:
+        self.named[name] = self.take(fd)
+
+    def close(self) -> None:
+        while self._own:
+            os.close(self._own.pop())
+
+
+class NativeSandbox:
+    """One run between its launch and its end; see backends.base.Sandbox."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        group: RunGroup,
+        plan: LaunchPlan,
+        request: SandboxRequest,
+        settings: NativeSettings,
+        places: dict[bytes, int],
+        enforcement: Enforcement,
+    ) -> None:
+        self.enforcement = enforcement
+        self.launched: Launched | None = None
+        self._loop = loop
+        self._group = group
+        self._plan = plan
+        self._request = request
+        self._settings = settings
+        self._places = places
+        self._pidfd = -1
+        self._readers: dict[Stream, OutputReader] = {}
+        self._stdin: InputWriter | None = None
+        self._terminal = -1
+        self._reply: Reply | None = None
+
+    # --- streams ---
+
+    def open_streams(self, sent: SentDescriptors) -> None:
+        spec = self._request.spec
+        if spec.terminal:
+            master, slave = pty.openpty()
+            sent.add("stdin", slave)
+            sent.named["stdout"] = sent.named["stderr"] = sent.named["stdin"]
+            self._terminal = master
+            self._stdin = InputWriter(self._loop, os.dup(master), is_terminal=True)
+            self._add_reader(Stream.STDOUT, os.dup(master))
+            return
+        for stream in (Stream.STDOUT, Stream.STDERR):
+            read_end, write_end = os.pipe2(os.O_CLOEXEC)
+            sent.add(stream.value, write_end)
+            self._add_reader(stream, read_end)
+        if self._request.stdin_follows or len(spec.stdin) > _PIPE_BYTES:
+            read_end, write_end = os.pipe2(os.O_CLOEXEC)
+            sent.add("stdin", read_end)
+            self._stdin = InputWriter(self._loop, write_end)
+        elif spec.stdin:
+            read_end, write_end = os.pipe2(os.O_CLOEXEC)
+            sent.add("stdin", read_end)
+            os.write(write_end, spec.stdin)
+            os.close(write_end)
+        else:
+            sent.add("stdin", os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+
+    def _add_reader(self, stream: Stream, fd: int) -> None:
+        request = self._request
+        self._readers[stream] = OutputReader(
+            self._loop,
+            fd,
+            request.limits.output,
+            lambda data: request.on_output(stream, data),
+            lambda: request.on_over(stream),
+        )
+
+    def close_streams(self) -> None:
+        for reader in self._readers.values():
+            reader.close()
+        if self._stdin is not None:
+            self._stdin.close()
+        if self._terminal >= 0:
+            os.close(self._terminal)
+            self._terminal = -1
+
+    def pause_output(self) -> None:
+        for reader in self._readers.values():
+            reader.pause()
+
+    def resume_output(self) -> None:
+        for reader in self._readers.values():
+            reader.resume()
+
+    async def write_stdin(self, data: bytes) -> None:
+        if self._stdin is not None:
+            await self._stdin.write(data)
+
+    def close_stdin(self) -> None:
+        if self._stdin is not None:
+            self._stdin.end()
+
+    def resize(self, rows: int, columns: int) -> None:
+        if self._terminal >= 0:
+            size = struct.pack("HHHH", rows & 0xFFFF, columns & 0xFFFF, 0, 0)
+            fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, size)
+
+    # --- life ---
+
+    @property
+    def started(self) -> asyncio.Future[None]:
+        assert self.launched is not None
+        return self.launched.started
+
+    @property
+    def is_live_stdin(self) -> bool:
+        return self._stdin is not None
+
+    def signal(self, number: int) -> None:
+        """To the program alone, through its init. SIGKILL and SIGSTOP stand as real-time signals, see init.c."""
+        if self._pidfd < 0:
+            self._take_pidfd()
+        passed = _STAND_INS.get(number, number)
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, passed)
+
+    def _take_pidfd(self) -> None:
+        launched = self.launched
+        if launched is not None and launched.launched.done() and not launched.launched.cancelled():
+            self._pidfd = launched.launched.result()[1]
+
+    def kill(self) -> None:
+        self._group.kill()
+
+    def cpu_seconds(self) -> float:
+        return self._group.cpu_seconds()
+
+    async def ended(self) -> SandboxEnd:
+        reply = await self._wait()
+        await _wait_empty(self._group)
+        for reader in self._readers.values():
+            reader.drain()
+        return self._describe(reply)
+
+    async def _wait(self) -> Reply:
+        assert self.launched is not None
+        self._reply = await asyncio.shield(self.launched.ended)
+        return self._reply
+
+    async def end(self) -> None:
+        """Kill, wait, forget: the first step of the tear-down, whatever came before it."""
+        self._group.kill()
+        try:
+            if self._reply is None:
+                # A launch that was under way when the kill came is met by the next one.
+                while True:
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(self._wait(), 0.05)
+                        break
+                    self._group.kill()
+        except LaunchFailed:
+            pass
+        finally:
+            self._take_pidfd()
+            if self._pidfd >= 0:
+                os.close(self._pidfd)
+                self._pidfd = -1
+
+    async def collect(self) -> tuple[OutputFile, ...]:
+        bounds = files.Bounds(self._settings.max_collect_bytes, self._settings.max_collect_files)
+        patterns = self._request.spec.collect
+        return await asyncio.to_thread(files.collect_files, self._places, patterns, bounds)
+
+    def _describe(self, reply: Reply) -> SandboxEnd:
+        usage = self._group.usage()
+        if usage.io_write_bytes is None:
+            usage = replace(usage, io_read_bytes=reply.read_bytes, io_write_bytes=reply.write_bytes)
+        failed = reply.kind is ReplyKind.FAILED
+        stage = reply.stage if reply.stage != "none" else ("launch" if failed else "")
+        skipped = [
+            f"idmapped_mounts:{op.target.decode('utf-8', 'replace')}"
+            for number, op in enumerate(op for op in self._plan.ops if op.kind is OpKind.MOUNT)
+            if reply.idmap_skipped >> number & 1
+        ]
+        unmeasured = [
+            name
+            for name in ("memory_peak_bytes", "pids_peak", "io_read_bytes", "io_write_bytes")
+            if getattr(usage, name) is None and name not in self.enforcement.missing
+        ]
+        return SandboxEnd(
+            status=reply.program_status,
+            usage=usage,
+            violations=tuple(self._violations(reply)),
+            missing=(*skipped, *unmeasured),
+            stage=stage,
+            errno=reply.errno,
+            about=self._about(reply),
+        )
+
+    def _violations(self, reply: Reply) -> list[Violation]:
+        found = []
+        for seen in reply.violations:
+            name, abi = decode_syscall(seen.number, seen.arch)
+            found.append(
+                Violation(
+                    rule=f"syscalls.{name}",
+                    kind="syscall",
+                    severity="high",
+                    action="kill",
+                    time=seen.time,
+                    syscall=name,
+                    abi=abi,
+                    args=seen.args,
+                    pid=seen.pid,
+                    tid=seen.pid,
+                    comm=seen.comm,
+                )
+            )
+        return found
+
+    def _about(self, reply: Reply) -> str:
+        if reply.stage in ("mount", "idmap") and 0 <= reply.index < len(self._plan.ops):
+            op = self._plan.ops[reply.index]
+            target = op.target.decode("utf-8", "replace")
+            return f"step {reply.index + 1} of {len(self._plan.ops)}, {op.kind.name.lower()} {target}"
+        return ""
+
+
+async def _wait_empty(group: RunGroup) -> None:
+    """Without a pid namespace processes may outlive the program; and what sleeps in the kernel dies late."""
+    deadline = asyncio.get_running_loop().time() + _REMOVE_SECONDS
+    delay = 0.0005
+    while group.populated and asyncio.get_running_loop().time() < deadline:
+        group.kill()
+        await asyncio.sleep(delay)
+        delay = min(delay * 2, 0.05)
+
+
+async def remove_group(group: RunGroup) -> None:
+    try:
+        await _wait_empty(group)
+        deadline = asyncio.get_running_loop().time() + _REMOVE_SECONDS
+        delay = 0.0005
+        while not group.remove():
+            if asyncio.get_running_loop().time() > deadline:
+                log.error("cgroup_not_removed", run_id=group.name)
+                return
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 0.05)
+    finally:
+        group.close()

@@ -1,0 +1,120 @@
+"""A run whose output is consumed as it comes and whose input arrives meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Self
+
+from supervisor.model import Event, Exited, Outcome, Output, RunResult, Started, Stream, ViolationSeen
+from supervisor.run import Run
+
+_BUFFER_BYTES = 1 << 20
+
+
+class LiveRun:
+    """A run whose output is consumed as it comes; see api.ports.LiveRun."""
+
+    def __init__(self, run: Run, begin: Callable[[Run], asyncio.Task[RunResult]]) -> None:
+        self._run = run
+        self._begin = begin
+        self._events: deque[Event] = deque()
+        self._buffered = 0
+        self._paused = False
+        self._wake = asyncio.Event()
+        self._pending_signals: list[int] = []
+        self._started = asyncio.Event()
+        run.on_output = self._on_output
+        run.on_started = self._on_started
+
+    async def __aenter__(self) -> Self:
+        task = self._begin(self._run)
+        task.add_done_callback(lambda _: self._wake.set())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        task = self._run.task
+        assert task is not None
+        if not task.done():
+            self._run.stop(Outcome.CANCELLED, "its client left")
+            self._resume()
+        # Its end is awaited by nobody else, and its error has been told or has nobody to be told.
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()
+
+    async def events(self) -> AsyncIterator[Event]:
+        task = self._run.task
+        assert task is not None
+        while True:
+            while self._events:
+                event = self._events.popleft()
+                if isinstance(event, Output):
+                    self._buffered -= len(event.data)
+                    if self._paused and self._buffered < _BUFFER_BYTES // 2:
+                        self._resume()
+                yield event
+            if task.done():
+                break
+            self._wake.clear()
+            if not self._events and not task.done():
+                await self._wake.wait()
+        while self._events:
+            yield self._events.popleft()
+        result = task.result()
+        for violation in result.violations:
+            yield ViolationSeen(violation)
+        yield Exited(result)
+
+    def _on_started(self, event: Started) -> None:
+        self._events.append(event)
+        self._started.set()
+        self._wake.set()
+        for number in self._pending_signals:
+            self.signal(number)
+        self._pending_signals.clear()
+
+    def _on_output(self, stream: Stream, data: bytes) -> None:
+        self._events.append(Output(stream, data))
+        self._buffered += len(data)
+        self._wake.set()
+        if self._buffered >= _BUFFER_BYTES and not self._paused and self._run.sandbox is not None:
+            self._paused = True
+            self._run.sandbox.pause_output()
+
+    def _resume(self) -> None:
+        self._paused = False
+        if self._run.sandbox is not None:
+            self._run.sandbox.resume_output()
+
+    async def write_stdin(self, data: bytes) -> None:
+        await self._until_started()
+        if self._run.sandbox is not None:
+            await self._run.sandbox.write_stdin(data)
+
+    def close_stdin(self) -> None:
+        if self._run.sandbox is not None:
+            self._run.sandbox.close_stdin()
+        else:
+            self._run.stdin_follows = False
+
+    async def _until_started(self) -> None:
+        task = self._run.task
+        assert task is not None
+        waiter = asyncio.create_task(self._started.wait())
+        await asyncio.wait([waiter, task], return_when=asyncio.FIRST_COMPLETED)
+        waiter.cancel()
+
+    def signal(self, number: int) -> None:
+        if self._run.sandbox is not None and self._started.is_set():
+            self._run.sandbox.signal(number)
+        else:
+            self._pending_signals.append(number)
+
+    def resize(self, rows: int, columns: int) -> None:
+        if self._run.sandbox is not None:
+            self._run.sandbox.resize(rows, columns)

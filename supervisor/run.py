@@ -1,0 +1,300 @@
+"""One run's life, top to bottom: queued, alive, judged, recorded. `runs` decides whether there is one, `live` listens to it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import structlog
+
+from supervisor.admission import Admission
+from supervisor.backends.base import Backend, Sandbox, SandboxEnd, SandboxRequest
+from supervisor.evidence.records import RunRecords
+from supervisor.model import (
+    Exited,
+    InputFile,
+    Outcome,
+    OutputFile,
+    RunRecord,
+    RunResult,
+    RunSpec,
+    Started,
+    Stream,
+    TraceSummary,
+    ViolationSeen,
+)
+from supervisor.outcome import Verdict, judge, signal_name
+from supervisor.policy import EffectivePolicy
+from supervisor.watch import Watchers
+
+log = structlog.get_logger(__name__)
+
+_CPU_POLL_SECONDS = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What all runs of a daemon share."""
+
+    admission: Admission
+    records: RunRecords
+    watchers: Watchers
+    cpus: int
+
+
+class Run:
+    """One run. `go` is its task; everything else only tells it to end."""
+
+    def __init__(self, house: House, spec: RunSpec, effective: EffectivePolicy, backend: Backend, plan: object) -> None:
+        self.run_id = new_run_id()
+        self.spec = spec
+        self.effective = effective
+        self.stopped: Outcome | None = None
+        self.reason = ""
+        self.sandbox: Sandbox | None = None
+        self.task: asyncio.Task[RunResult] | None = None
+        self.on_output: Callable[[Stream, bytes], None] = self._keep_output
+        self.on_started: Callable[[Started], None] | None = None
+        self.stdin_follows = False
+        self.record = RunRecord(
+            run_id=self.run_id,
+            state="queued",
+            spec_digest=spec_digest(spec),
+            policy=effective.policy.name,
+            policy_digest=effective.policy.digest,
+            backend=backend.name,
+            program=spec.argv[0].decode("utf-8", "replace")[:256],
+            agent=spec.agent,
+            request_id=spec.request_id,
+            labels=spec.labels,
+            created_at=time.time(),
+        )
+        self._house = house
+        self._backend = backend
+        self._plan = plan
+        self._output: dict[Stream, bytearray] = {Stream.STDOUT: bytearray(), Stream.STDERR: bytearray()}
+        self._over: set[Stream] = set()
+        self._timers: list[asyncio.TimerHandle] = []
+
+    def _keep_output(self, stream: Stream, data: bytes) -> None:
+        self._output[stream] += data
+
+    def stop(self, cause: Outcome, reason: str = "") -> None:
+        """Ends the run for `cause`; the first cause counts."""
+        if self.stopped is None:
+            self.stopped = cause
+            self.reason = reason
+        if self.sandbox is not None:
+            self.sandbox.kill()
+        elif self.task is not None and self.record.state == "queued":
+            self.task.cancel()
+
+    async def go(self) -> RunResult:
+        try:
+            await self._house.admission.enter()
+        except asyncio.CancelledError:
+            return self._finish(Verdict(Outcome.CANCELLED, f"cancelled while queued: {self.reason or 'by its client'}"))
+        except BaseException:
+            self._abandon("refused: the queue is full")
+            raise
+        try:
+            return await self._live()
+        except BaseException as error:
+            if self.record.state != "ended":
+                self._abandon(f"set-up failed: {error}"[:500])
+            raise
+        finally:
+            self._house.admission.leave()
+
+    async def _live(self) -> RunResult:
+        if self.stopped is not None:
+            return self._finish(Verdict(self.stopped, f"cancelled while queued: {self.reason or 'by its client'}"))
+        request = SandboxRequest(
+            run_id=self.run_id,
+            spec=self.spec,
+            effective=self.effective,
+            stdin_follows=self.stdin_follows,
+            on_output=lambda stream, data: self.on_output(stream, data),
+            on_over=self._on_over,
+        )
+        files: tuple[OutputFile, ...] = ()
+        self.record = replace(self.record, state="running")
+        async with self._backend.start(request, self._plan) as sandbox:
+            self.sandbox = sandbox
+            begun = self._begin(sandbox)
+            feed = self._feed(sandbox)
+            try:
+                end = await sandbox.ended()
+            finally:
+                for timer in self._timers:
+                    timer.cancel()
+                if feed is not None:
+                    feed.cancel()
+            wall = time.monotonic() - begun
+            verdict = judge(end, self.effective.limits, self.stopped, self.spec.argv[0], self.reason)
+            if self.spec.collect and verdict.outcome is not Outcome.NOT_STARTED:
+                files = await sandbox.collect()
+        self.sandbox = None
+        return self._finish(verdict, end, wall, files, sandbox)
+
+    def _begin(self, sandbox: Sandbox) -> float:
+        loop = asyncio.get_running_loop()
+        limits = self.effective.limits
+        if self.stopped is not None:  # while it was being made
+            sandbox.kill()
+        self.record = replace(self.record, started_at=time.time())
+        sandbox.started.add_done_callback(self._on_program_started)
+        if limits.wall_seconds is not None:
+            self._timers.append(loop.call_later(limits.wall_seconds, self.stop, Outcome.TIMED_OUT))
+        if limits.cpu_seconds is not None:
+            self._watch_cpu(sandbox, limits.cpu_seconds)
+        return time.monotonic()
+
+    def _on_program_started(self, started: asyncio.Future[None]) -> None:
+        if started.cancelled():
+            return
+        event = Started(self.run_id, time.time())
+        if self.on_started is not None:
+            self.on_started(event)
+        self._house.watchers.tell(self.run_id, self.spec.agent, event)
+
+    def _feed(self, sandbox: Sandbox) -> asyncio.Task[None] | None:
+        """Standard input too long for a pipe is written while the program reads it."""
+        if not self.spec.stdin or (not self.stdin_follows and len(self.spec.stdin) <= 65536):
+            return None
+
+        async def write() -> None:
+            await sandbox.write_stdin(self.spec.stdin)
+            if not self.stdin_follows:
+                sandbox.close_stdin()
+
+        return asyncio.create_task(write())
+
+    def _watch_cpu(self, sandbox: Sandbox, limit: float) -> None:
+        """Looks again when the limit could be reached at the earliest: all the CPUs of the run at once."""
+        loop = asyncio.get_running_loop()
+        parallel = max(0.01, min(self.effective.limits.cpus or self._house.cpus, self._house.cpus))
+
+        def look() -> None:
+            try:
+                left = limit - sandbox.cpu_seconds()
+            except OSError:
+                return
+            if left <= 0:
+                self.stop(Outcome.CPU_LIMIT)
+            else:
+                self._timers.append(loop.call_later(max(left / parallel, _CPU_POLL_SECONDS), look))
+                del self._timers[2:-1]
+
+        self._timers.append(loop.call_later(limit / parallel, look))
+
+    def _on_over(self, stream: Stream) -> None:
+        self._over.add(stream)
+        self.stop(Outcome.OUTPUT_LIMIT)
+
+    def _finish(
+        self,
+        verdict: Verdict,
+        end: SandboxEnd | None = None,
+        wall: float | None = None,
+        files: tuple[OutputFile, ...] = (),
+        sandbox: Sandbox | None = None,
+    ) -> RunResult:
+        usage = replace(end.usage, wall_seconds=wall) if end is not None else self.record.usage
+        enforcement = self.record.enforcement
+        if sandbox is not None and end is not None:
+            enforcement = sandbox.enforcement
+            if end.missing:
+                enforcement = replace(enforcement, missing=(*enforcement.missing, *end.missing))
+        violations = end.violations if end is not None else ()
+        self.record = replace(
+            self.record,
+            state="ended",
+            ended_at=time.time(),
+            outcome=verdict.outcome,
+            exit_code=verdict.exit_code,
+            signal=verdict.signal,
+            detail=verdict.detail,
+            usage=usage,
+            violations=violations,
+            enforcement=enforcement,
+            error=verdict.error,
+        )
+        self._house.records.finish(self.record)
+        result = result_of(self.record, self._output, self._over, files, self.effective.trace.value)
+        for violation in violations:
+            self._house.watchers.tell(self.run_id, self.spec.agent, ViolationSeen(violation))
+        self._house.watchers.tell(
+            self.run_id, self.spec.agent, Exited(replace(result, stdout=b"", stderr=b"", files=()))
+        )
+        return result
+
+    def _abandon(self, detail: str) -> None:
+        """The record of a run that came to nothing through us or its request; the client gets the error."""
+        self.record = replace(
+            self.record, state="ended", ended_at=time.time(), outcome=Outcome.NOT_STARTED, detail=detail
+        )
+        self._house.records.finish(self.record)
+
+
+def new_run_id() -> str:
+    """Sortable by time of creation: 48 bits of milliseconds and 32 of chance, hexadecimal."""
+    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(4).hex()}"
+
+
+def spec_digest(spec: RunSpec) -> str:
+    """SHA-256 of what the request asks to be run: two requests with the same digest ask for the same."""
+    asked: tuple[object, ...] = (
+        *(spec.argv, spec.env, spec.cwd, spec.policy, spec.policy_toml, sorted(spec.limits.items())),
+        *(spec.network, spec.allow, spec.mounts, spec.collect, spec.trace, spec.image, spec.terminal),
+    )
+    digest = hashlib.sha256(repr(asked).encode("utf-8", "surrogatepass"))
+    digest.update(len(spec.stdin).to_bytes(8, "big") + spec.stdin)
+    for file in spec.files:
+        _digest_file(digest, file)
+    return digest.hexdigest()
+
+
+def _digest_file(digest: hashlib._Hash, file: InputFile) -> None:
+    digest.update(repr((file.path, file.mode, len(file.data))).encode())
+    digest.update(file.data)
+
+
+def result_of(
+    record: RunRecord,
+    output: Mapping[Stream, bytearray],
+    over: set[Stream],
+    files: tuple[OutputFile, ...],
+    trace_level: str,
+) -> RunResult:
+    """The answer to the client: the record, and what the record does not keep."""
+    assert record.outcome is not None
+    return RunResult(
+        run_id=record.run_id,
+        outcome=record.outcome,
+        policy=record.policy,
+        backend=record.backend,
+        request_id=record.request_id,
+        agent=record.agent,
+        labels=record.labels,
+        exit_code=record.exit_code,
+        signal=record.signal,
+        signal_name=signal_name(record.signal) if record.signal is not None else None,
+        detail=record.detail,
+        stdout=bytes(output[Stream.STDOUT]),
+        stderr=bytes(output[Stream.STDERR]),
+        stdout_truncated=Stream.STDOUT in over,
+        stderr_truncated=Stream.STDERR in over,
+        usage=record.usage,
+        files=files,
+        violations=record.violations,
+        enforcement=record.enforcement,
+        trace=TraceSummary(level=trace_level),
+        error=record.error,
+        started_at=record.started_at or 0.0,
+        ended_at=record.ended_at or 0.0,
+    )
