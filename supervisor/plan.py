@@ -102,7 +102,9 @@ def build(
     if not private:
         _check_without_root(spec, policy, effective.limits)
     mounts = _mounts(spec, policy, host_paths) if private else ()
-    ops = tuple(root_ops(policy, effective.network, view, mounts, len(mounts) - len(spec.mounts))) if private else ()
+    ops = (
+        root_ops(policy.filesystem, effective.network, view, mounts, len(mounts) - len(spec.mounts)) if private else ()
+    )
     writable = writable_places(policy, mounts) if private else ()
     landlock = host.landlock_abi if policy.isolation.landlock and private else 0
     notify = policy.syscalls.filters and host.has("seccomp_notify")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
 from supervisor.model import Mount, NetworkMode
-from supervisor.policy import Policy
+from supervisor.policy import Filesystem, Policy
 
 WORK = b"/work"
 
@@ -99,27 +100,37 @@ _DEVICE_LINKS = (
     (b"stderr", b"/proc/self/fd/2"),
     (b"ptmx", b"pts/ptmx"),
 )
+# What everyone could read there and nobody in a run needs. The rest of proc is held by its being read-only and by the run's
+# not being root; each of these costs a mount.
 _HIDDEN_IN_PROC = (
     b"/proc/acpi",
-    b"/proc/bus",
-    b"/proc/config.gz",
-    b"/proc/fs",
-    b"/proc/irq",
     b"/proc/kallsyms",
     b"/proc/kcore",
-    b"/proc/keys",
     b"/proc/key-users",
-    b"/proc/kmsg",
-    b"/proc/latency_stats",
+    b"/proc/keys",
     b"/proc/sched_debug",
     b"/proc/scsi",
-    b"/proc/sysrq-trigger",
     b"/proc/timer_list",
 )
 
 
-def root_ops(policy: Policy, network: NetworkMode, view: RootView, mounts: tuple[Mount, ...], own: int) -> Iterator[Op]:
-    files = policy.filesystem
+def root_ops(
+    files: Filesystem, network: NetworkMode, view: RootView, mounts: tuple[Mount, ...], own: int
+) -> tuple[Op, ...]:
+    """The steps, in order; the first `own` of `mounts` are the policy's. Most runs have the same ones: they are kept."""
+    if mounts:
+        return tuple(_root_ops(files, network, view, mounts, own))
+    return _plain_root_ops(files, network, view)
+
+
+@lru_cache(maxsize=64)
+def _plain_root_ops(files: Filesystem, network: NetworkMode, view: RootView) -> tuple[Op, ...]:
+    return tuple(_root_ops(files, network, view, (), 0))
+
+
+def _root_ops(
+    files: Filesystem, network: NetworkMode, view: RootView, mounts: tuple[Mount, ...], own: int
+) -> Iterator[Op]:
     for index, entry in enumerate(view.entries):
         target = b"/" + entry.name
         if entry.link is not None:
@@ -174,7 +185,7 @@ def root_ops(policy: Policy, network: NetworkMode, view: RootView, mounts: tuple
             idmap=index >= own,
             idmap_optional=not mount.writable,
         )
-    for hidden in policy.filesystem.hidden:
+    for hidden in files.hidden:
         yield Op(OpKind.HIDE, hidden.encode())
     yield Op(OpKind.SETATTR, b"/", attributes=RDONLY | NOSUID)
 

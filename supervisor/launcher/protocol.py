@@ -7,6 +7,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
 from supervisor.errors import InvalidRequest
 from supervisor.plan import HOSTNAME, LaunchPlan
@@ -199,8 +200,10 @@ def encode_plan(
     parts.append(_string(HOSTNAME))
     parts.append(_string(plan.cwd))
     mounts = descriptors.mounts or {}
-    for op in plan.ops:
-        parts.append(_encode_op(op, mounts, file_mounts, owners or {}, plan))
+    if mounts:
+        parts += [_encode_op(op, mounts, file_mounts, owners or {}, plan) for op in plan.ops]
+    else:
+        parts.append(_encode_plain_ops(plan.ops))
     for rule in plan.landlock_rules:
         parts.append(_ACCESS.pack(rule.access) + _string(rule.path))
     parts += _strings(plan.argv)
@@ -229,12 +232,18 @@ def _clipped_rlimits(rlimits: Sequence[tuple[str, int]]) -> list[tuple[int, int]
     return clipped
 
 
+@lru_cache(maxsize=64)
+def _encode_plain_ops(ops: tuple[Op, ...]) -> bytes:
+    """Of a root without mounts, which is the same for most runs of a policy."""
+    return b"".join(_encode_op(op, {}, frozenset(), {}, None) for op in ops)
+
+
 def _encode_op(
     op: Op,
     mounts: Mapping[int, int],
     file_mounts: frozenset[int],
     owners: Mapping[int, tuple[int, int]],
-    plan: LaunchPlan,
+    plan: LaunchPlan | None,
 ) -> bytes:
     kind = op.kind
     fd = -1
@@ -243,10 +252,14 @@ def _encode_op(
     if op.mount is not None:
         fd = mounts[op.mount]
         owner = owners.get(op.mount)
-        if op.idmap and owner is not None and not plan.as_root:
+        if op.idmap and owner is not None and plan is not None and not plan.as_root:
             flags |= _IDMAP | (_IDMAP_OPTIONAL if op.idmap_optional else 0)
             numbers = owner
-    elif kind is OpKind.MKDIR and any(plan.mounts[index].target == op.target for index in file_mounts):
+    elif (
+        plan is not None
+        and kind is OpKind.MKDIR
+        and any(plan.mounts[index].target == op.target for index in file_mounts)
+    ):
         kind = OpKind.FILE
     head = OP.pack(kind, flags, fd, op.mode, op.attributes, numbers[0], numbers[1])
     return head + _string(op.target) + _string(op.source)

@@ -18,14 +18,33 @@
 
 #include "sandbox.h"
 
+/* A mounted directory may hold links that somebody else has placed, or exchanges now: none is
+ * followed. */
 static int resolve(int root, const char *path, uint64_t flags)
 {
 	struct open_how how = {
 		.flags = flags | O_CLOEXEC,
-		.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+		.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS,
 	};
 
 	return (int)syscall(SYS_openat2, root, path, &how, sizeof(how));
+}
+
+/* The usual case: everything above the last component is there. */
+static int existing_parent_of(int root, const char *path, const char **last)
+{
+	const char *slash = strrchr(path, '/');
+	size_t length = (size_t)(slash - path);
+	char parent[256];
+
+	if (!slash[1] || length >= sizeof(parent))
+		return -1;
+	*last = slash + 1;
+	if (!length)
+		return fcntl(root, F_DUPFD_CLOEXEC, 3);
+	memcpy(parent, path, length);
+	parent[length] = 0;
+	return resolve(root, parent, O_PATH | O_DIRECTORY);
 }
 
 /* Opens the directory that holds `path`'s last component, making what is missing; `*last` becomes
@@ -33,8 +52,12 @@ static int resolve(int root, const char *path, uint64_t flags)
 static int parent_of(int root, const char *path, const char **last, const struct op *op,
 		     const struct plan *plan)
 {
-	int at = fcntl(root, F_DUPFD_CLOEXEC, 3);
+	int at = existing_parent_of(root, path, last);
 	char name[256];
+
+	if (at >= 0)
+		return at;
+	at = fcntl(root, F_DUPFD_CLOEXEC, 3);
 
 	while (at >= 0) {
 		const char *end;

@@ -25,7 +25,7 @@ TIME_FACTOR = float(os.environ.get("SUPERVISOR_TIME_FACTOR", "1"))
 """How much slower than an ordinary machine this one is; every limit of time in these tests is multiplied by it."""
 
 SLOW_MACHINE = TIME_FACTOR > 1
-COMMAND = Path(sys.executable).parent / "supervisor"
+COMMAND = Path(os.environ.get("SUPERVISOR_COMMAND") or Path(sys.executable).parent / "supervisor")
 ATTACKS = Path(__file__).parent / "attacks"
 MIB = 1024 * 1024
 
@@ -111,6 +111,10 @@ class Daemon:
     def pid(self) -> int:
         assert self.process is not None
         return self.process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
     def environment(self) -> dict[str, str]:
         own = {"SUPERVISOR_STATE_DIR": str(self.state), "SUPERVISOR_RUNTIME_DIR": str(self.runtime)}
@@ -225,6 +229,7 @@ class LiveRun:
     def __init__(self, daemon: Daemon, request: run_pb2.RunSpec, stdin_follows: bool = True) -> None:
         self._requests: queue.Queue[run_pb2.RunRequest | None] = queue.Queue()
         self._requests.put(run_pb2.RunRequest(start=run_pb2.StartRun(spec=request, stdin_follows=stdin_follows)))
+        self._daemon = daemon
         self._channel = daemon.channel()
         self.call = RunStub(self._channel).Run(iter(self._requests.get, None))
         self.stdout = b""
@@ -241,6 +246,9 @@ class LiveRun:
 
     def send_signal(self, number: int) -> None:
         self._requests.put(run_pb2.RunRequest(signal=number))
+
+    def resize(self, rows: int, columns: int) -> None:
+        self._requests.put(run_pb2.RunRequest(resize=run_pb2.Terminal(rows=rows, columns=columns)))
 
     def next_event(self) -> run_pb2.RunResponse | None:
         try:
@@ -277,9 +285,14 @@ class LiveRun:
         return self.exited
 
     def close(self) -> None:
+        """Leaves the call, which ends the run, and waits until that is on record."""
         self._requests.put(None)
         self.call.cancel()
         self._channel.close()
+        if self.run_id and self.exited is None and self._daemon.alive:
+            with self._daemon.channel() as channel:
+                runs, asked = RunStub(channel), run_pb2.GetRunRequest(run_id=self.run_id)
+                wait_until(lambda: runs.GetRun(asked).run.state == run_pb2.RUN_STATE_ENDED, 5, "the run has ended")
 
 
 class Neighbour:

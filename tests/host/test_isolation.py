@@ -215,6 +215,7 @@ def test_files_in_a_mount_belong_to_its_owner(supervisor: Supervisor, scratch: C
 def test_read_only_mount(supervisor: Supervisor, scratch: Callable[..., Path]) -> None:
     directory = scratch("data", 12345, 0o755)
     (directory / "input").write_text("kept")
+    os.chown(directory / "input", 12345, 12345)
     script = (
         "import os, errno\n"
         "print(open('/data/input').read())\n"

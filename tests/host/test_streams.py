@@ -33,7 +33,7 @@ from tests.host.daemon_fixture import (
 
 CODES = range(256) if not SLOW_MACHINE else (0, 1, 2, 63, 124, 125, 126, 127, 128, 137, 255)
 FATAL = [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE]
-FATAL += [signal.SIGKILL, signal.SIGSEGV, signal.SIGPIPE, signal.SIGALRM, signal.SIGTERM, signal.SIGUSR1, signal.SIGSYS]
+FATAL += [signal.SIGKILL, signal.SIGSEGV, signal.SIGPIPE, signal.SIGALRM, signal.SIGTERM, signal.SIGUSR1]
 
 
 def execute(supervisor: Supervisor, *argv: str, **options: object) -> RunResult:
@@ -272,9 +272,23 @@ def test_vanished_stream_ends_its_run(daemon: Daemon, supervisor: Supervisor) ->
 
 
 def test_terminal(daemon: Daemon) -> None:
-    request = spec("sh", "-c", "test -t 0 && test -t 1 && stty size && tty && echo ok", wall_seconds=20)
+    script = "test -t 0 && test -t 1 && test -t 2 && stty size && echo ok > /dev/tty && read line && stty size"
+    request = spec("sh", "-c", script, wall_seconds=20)
     request.terminal.rows, request.terminal.columns = 33, 111
     run = LiveRun(daemon, request)
+    run.read_until(b"ok")
+    assert b"33 111" in run.stdout
+    run.resize(44, 122)
+    run.send(b"go\n")
     result = run.finish()
-    assert result.exit_code == 0, run.stdout
-    assert b"33 111" in run.stdout and b"ok" in run.stdout
+    assert result.exit_code == 0 and b"44 122" in run.stdout, run.stdout
+
+
+def test_control_c_in_a_terminal(daemon: Daemon) -> None:
+    request = spec("sh", "-c", "echo up; sleep 1000", wall_seconds=20)
+    request.terminal.rows, request.terminal.columns = 24, 80
+    run = LiveRun(daemon, request)
+    run.read_until(b"up")
+    run.send(b"\x03")
+    result = run.finish()
+    assert (result.outcome, result.signal) == (run_pb2.OUTCOME_SIGNALED, signal.SIGINT), result

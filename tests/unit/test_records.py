@@ -226,7 +226,16 @@ def test_damage_met_while_running(path: Path) -> None:
     second.begin(queued("new"), "i")
     third = RunRecords(path)
     assert [record.run_id for record in third.list()] == ["new"]
-    assert len([file for file in path.parent.iterdir() if ".damaged-" in file.name and file.suffix == ".db"]) <= 1
+    assert (
+        len(
+            [
+                file
+                for file in path.parent.iterdir()
+                if file.suffix.startswith(".damaged-") and "-wal" not in file.name and "-shm" not in file.name
+            ]
+        )
+        == 1
+    )
     second.close()
     third.close()
 

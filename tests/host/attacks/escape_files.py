@@ -44,7 +44,10 @@ def write(path: str, data: bytes) -> Callable[[], object]:
 def read(path: str) -> Callable[[], object]:
     def action() -> object:
         with open(path, "rb", buffering=0) as file:
-            return len(file.read(4096) or b"")
+            got = len(file.read(4096) or b"")
+            if not got:
+                raise OSError(errno.ENODATA, "masked")
+            return got
 
     return action
 
