@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_UPKEEP_SECONDS = 60.0
+_UPKEEP_SECONDS = 5.0
+_PRUNE_SECONDS = 3600.0
 
 
 @dataclass(slots=True)
@@ -78,7 +79,7 @@ def prepare(config: Config, instance_name: str) -> Parts:
         stack.callback(records.close)
         layout = cgroup_layout()
         instance.clean_up_after_the_dead(records, layout, config.cgroup_parent)
-        host = probe_host()
+        host = probe_host(config.state_dir)
         hierarchies = Hierarchies.create(layout, instance.name, config.cgroup_parent)
         stack.callback(hierarchies.remove)
         path = Path(config.launcher) if config.launcher else launcher_path()
@@ -185,11 +186,14 @@ def close(parts: Parts) -> None:
 
 async def _upkeep(parts: Parts) -> None:
     """What the records need from time to time, off the runs' path."""
+    prune_at = 0.0
     while True:
         await asyncio.sleep(_UPKEEP_SECONDS)
         try:
+            # Else SQLite does it inside a run.
             await asyncio.to_thread(parts.records.checkpoint)
-            if parts.config.record_days:
+            if parts.config.record_days and time.monotonic() > prune_at:
+                prune_at = time.monotonic() + _PRUNE_SECONDS
                 await asyncio.to_thread(parts.records.prune, time.time() - parts.config.record_days * 86400)
         except SupervisorError as error:
             log.warning("upkeep_failed", error=str(error))
@@ -217,20 +221,15 @@ def serve(config_path: str | None = None, listen: Sequence[str] = ()) -> int:
 async def _serve(parts: Parts, listen: Sequence[str]) -> int:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
-    signals = 0
+    service = await Service.start(parts, listen)
 
     def on_signal() -> None:
-        nonlocal signals
-        signals += 1
+        if stopping.is_set():
+            service.runs.stop_all("the daemon was told twice to stop")
         stopping.set()
-        if signals > 1:
-            for task in asyncio.all_tasks():
-                if task.get_name().startswith("run-"):
-                    task.cancel()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    service = await Service.start(parts, listen)
     notify_systemd("READY=1")
     log.info("ready", addresses=service.server.addresses, cgroup=parts.host.cgroup, kernel=parts.host.kernel)
     await stopping.wait()

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Self
 
+from supervisor.backends.base import Sandbox
 from supervisor.model import Event, Exited, Outcome, Output, RunResult, Started, Stream, ViolationSeen
 from supervisor.run import Run
 
@@ -24,7 +25,7 @@ class LiveRun:
         self._buffered = 0
         self._paused = False
         self._wake = asyncio.Event()
-        self._pending_signals: list[int] = []
+        self._pending: list[Callable[[Sandbox], None]] = []
         self._started = asyncio.Event()
         run.on_output = self._on_output
         run.on_started = self._on_started
@@ -74,9 +75,18 @@ class LiveRun:
         self._events.append(event)
         self._started.set()
         self._wake.set()
-        for number in self._pending_signals:
-            self.signal(number)
-        self._pending_signals.clear()
+        sandbox = self._run.sandbox
+        if sandbox is not None:
+            for act in self._pending:
+                act(sandbox)
+        self._pending.clear()
+
+    def _when_started(self, act: Callable[[Sandbox], None]) -> None:
+        """Now, or as soon as the program runs: before that there is nobody to take it."""
+        if self._run.sandbox is not None and self._started.is_set():
+            act(self._run.sandbox)
+        else:
+            self._pending.append(act)
 
     def _on_output(self, stream: Stream, data: bytes) -> None:
         self._events.append(Output(stream, data))
@@ -93,14 +103,13 @@ class LiveRun:
 
     async def write_stdin(self, data: bytes) -> None:
         await self._until_started()
+        if self._run.feeding is not None:  # the spec's own bytes come first
+            await asyncio.wait([self._run.feeding])
         if self._run.sandbox is not None:
             await self._run.sandbox.write_stdin(data)
 
     def close_stdin(self) -> None:
-        if self._run.sandbox is not None:
-            self._run.sandbox.close_stdin()
-        else:
-            self._run.stdin_follows = False
+        self._when_started(lambda sandbox: sandbox.close_stdin())
 
     async def _until_started(self) -> None:
         task = self._run.task
@@ -110,11 +119,7 @@ class LiveRun:
         waiter.cancel()
 
     def signal(self, number: int) -> None:
-        if self._run.sandbox is not None and self._started.is_set():
-            self._run.sandbox.signal(number)
-        else:
-            self._pending_signals.append(number)
+        self._when_started(lambda sandbox: sandbox.signal(number))
 
     def resize(self, rows: int, columns: int) -> None:
-        if self._run.sandbox is not None:
-            self._run.sandbox.resize(rows, columns)
+        self._when_started(lambda sandbox: sandbox.resize(rows, columns))

@@ -51,6 +51,8 @@ def judge(end: SandboxEnd, limits: Limits, stopped: Outcome | None, program: byt
     if end.usage.oom_kills:
         return _out_of_memory(limits)
     if end.stage:
+        if end.errno == errno.ENOMEM and end.usage.memory_limit_hits:
+            return _out_of_memory(limits)
         raise set_up_error(end)
     return Verdict(Outcome.SIGNALED, "killed from outside, with its whole sandbox", signal=signal.SIGKILL)
 

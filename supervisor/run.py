@@ -78,7 +78,9 @@ class Run:
         self._plan = plan
         self._output: dict[Stream, bytearray] = {Stream.STDOUT: bytearray(), Stream.STDERR: bytearray()}
         self._over: set[Stream] = set()
-        self._timers: list[asyncio.TimerHandle] = []
+        self._wall_timer: asyncio.TimerHandle | None = None
+        self._cpu_timer: asyncio.TimerHandle | None = None
+        self.feeding: asyncio.Task[None] | None = None
 
     def _keep_output(self, stream: Stream, data: bytes) -> None:
         self._output[stream] += data
@@ -90,7 +92,12 @@ class Run:
             self.reason = reason
         if self.sandbox is not None:
             self.sandbox.kill()
-        elif self.task is not None and self.record.state == "queued":
+        elif self.task is not None:
+            # Not at once: a task that is cancelled before its first step never records its end.
+            self.task.get_loop().call_soon(self._leave_queue)
+
+    def _leave_queue(self) -> None:
+        if self.task is not None and self.record.state == "queued":
             self.task.cancel()
 
     async def go(self) -> RunResult:
@@ -126,14 +133,12 @@ class Run:
         async with self._backend.start(request, self._plan) as sandbox:
             self.sandbox = sandbox
             begun = self._begin(sandbox)
-            feed = self._feed(sandbox)
             try:
                 end = await sandbox.ended()
             finally:
-                for timer in self._timers:
-                    timer.cancel()
-                if feed is not None:
-                    feed.cancel()
+                for pending in (self._wall_timer, self._cpu_timer, self.feeding):
+                    if pending is not None:
+                        pending.cancel()
             wall = time.monotonic() - begun
             verdict = judge(end, self.effective.limits, self.stopped, self.spec.argv[0], self.reason)
             if self.spec.collect and verdict.outcome is not Outcome.NOT_STARTED:
@@ -149,9 +154,10 @@ class Run:
         self.record = replace(self.record, started_at=time.time())
         sandbox.started.add_done_callback(self._on_program_started)
         if limits.wall_seconds is not None:
-            self._timers.append(loop.call_later(limits.wall_seconds, self.stop, Outcome.TIMED_OUT))
+            self._wall_timer = loop.call_later(limits.wall_seconds, self.stop, Outcome.TIMED_OUT)
         if limits.cpu_seconds is not None:
             self._watch_cpu(sandbox, limits.cpu_seconds)
+        self._feed(sandbox)
         return time.monotonic()
 
     def _on_program_started(self, started: asyncio.Future[None]) -> None:
@@ -162,17 +168,17 @@ class Run:
             self.on_started(event)
         self._house.watchers.tell(self.run_id, self.spec.agent, event)
 
-    def _feed(self, sandbox: Sandbox) -> asyncio.Task[None] | None:
-        """Standard input too long for a pipe is written while the program reads it."""
-        if not self.spec.stdin or (not self.stdin_follows and len(self.spec.stdin) <= 65536):
-            return None
+    def _feed(self, sandbox: Sandbox) -> None:
+        """Standard input that the sandbox has not taken as a whole is written while the program reads it."""
+        if not sandbox.takes_stdin or (self.stdin_follows and not self.spec.stdin):
+            return
 
         async def write() -> None:
             await sandbox.write_stdin(self.spec.stdin)
             if not self.stdin_follows:
                 sandbox.close_stdin()
 
-        return asyncio.create_task(write())
+        self.feeding = asyncio.create_task(write())
 
     def _watch_cpu(self, sandbox: Sandbox, limit: float) -> None:
         """Looks again when the limit could be reached at the earliest: all the CPUs of the run at once."""
@@ -187,10 +193,9 @@ class Run:
             if left <= 0:
                 self.stop(Outcome.CPU_LIMIT)
             else:
-                self._timers.append(loop.call_later(max(left / parallel, _CPU_POLL_SECONDS), look))
-                del self._timers[2:-1]
+                self._cpu_timer = loop.call_later(max(left / parallel, _CPU_POLL_SECONDS), look)
 
-        self._timers.append(loop.call_later(limit / parallel, look))
+        self._cpu_timer = loop.call_later(limit / parallel, look)
 
     def _on_over(self, stream: Stream) -> None:
         self._over.add(stream)

@@ -165,14 +165,18 @@ class Runs:
     def watch(self, agent: str) -> AsyncIterator[tuple[float, str, str, Event, int]]:
         return self._house.watchers.watch(agent)
 
+    def stop_all(self, reason: str) -> None:
+        """Ends every run there is."""
+        for run in tuple(self._alive.values()):
+            run.stop(Outcome.CANCELLED, reason)
+
     async def drain(self, seconds: float) -> None:
         """Takes no new runs, lets the rest end for `seconds`, then ends them."""
         self._draining = True
         tasks = [run.task for run in self._alive.values() if run.task is not None]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=seconds)
-            for run in tuple(self._alive.values()):
-                run.stop(Outcome.CANCELLED, "the daemon is stopping")
+            self.stop_all("the daemon is stopping")
             if late:
                 await asyncio.wait(late, timeout=30)
         self._house.watchers.close()

@@ -173,7 +173,7 @@ class NativeSandbox:
         return self.launched.started
 
     @property
-    def is_live_stdin(self) -> bool:
+    def takes_stdin(self) -> bool:
         return self._stdin is not None
 
     def signal(self, number: int) -> None:

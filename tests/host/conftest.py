@@ -13,7 +13,7 @@ import pytest
 
 from supervisor.client import Supervisor
 from supervisor.v1 import run_pb2_grpc
-from tests.host.daemon_fixture import Daemon, RunStub, compile_attacks
+from tests.host.daemon_fixture import Daemon, LiveRun, RunStub, compile_attacks
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -112,5 +112,8 @@ def scratch(base_directory: Path) -> Iterator[Callable[..., Path]]:
 
 @pytest.fixture(autouse=True)
 def leaks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What a test leaves on the host or in the daemon fails it."""
+    """What a test leaves on the host or in the daemon fails it; a run that it left open is closed first."""
+    before = set(LiveRun.open_ones)
     yield
+    for run in LiveRun.open_ones - before:
+        run.close()

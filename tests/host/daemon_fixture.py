@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -224,7 +224,12 @@ class Prober:
 
 
 class LiveRun:
-    """One RunService.Run stream driven step by step; every event is kept in `events`."""
+    """One RunService.Run stream driven step by step; every event is kept in `events`.
+
+    `open_ones` holds those that nobody has finished or closed, for the fixture that clears up after a failed test.
+    """
+
+    open_ones: ClassVar[set[LiveRun]] = set()
 
     def __init__(self, daemon: Daemon, request: run_pb2.RunSpec, stdin_follows: bool = True) -> None:
         self._requests: queue.Queue[run_pb2.RunRequest | None] = queue.Queue()
@@ -237,6 +242,7 @@ class LiveRun:
         self.run_id = ""
         self.events: list[run_pb2.RunResponse] = []
         self.exited: run_pb2.RunResult | None = None
+        LiveRun.open_ones.add(self)
 
     def send(self, data: bytes) -> None:
         self._requests.put(run_pb2.RunRequest(stdin=data))
@@ -286,6 +292,7 @@ class LiveRun:
 
     def close(self) -> None:
         """Leaves the call, which ends the run, and waits until that is on record."""
+        LiveRun.open_ones.discard(self)
         self._requests.put(None)
         self.call.cancel()
         self._channel.close()

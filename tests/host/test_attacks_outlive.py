@@ -72,6 +72,7 @@ def test_kill_and_cancel_end_it(
     request = spec("/attacks/outlive", way, token, policy=policy, wall_seconds=60)
     request.mounts.add(source=bytes(attacks), target=b"/attacks")
     run = LiveRun(daemon, request)
+    run.wait_started()
     run.read_until(b"ready")
     time.sleep(scaled(0.05))
     if end == "kill":
@@ -87,7 +88,7 @@ def test_fork_storm_behind_a_living_program(
     supervisor: Supervisor, attacks: Path, witnesses: Witnesses, policy: str
 ) -> None:
     token = uuid.uuid4().hex
-    script = f"for i in 1 2 3 4; do /attacks/outlive fork_storm {token} & done; trap '' TERM; sleep 1000"
+    script = f"trap '' TERM; /attacks/outlive fork_storm {token} & kill -STOP $$"
     limit = scaled(1)
     result = supervisor.execute(
         ["sh", "-c", script], policy=policy, timeout=limit, pids=60, mounts=[f"{attacks}:/attacks:ro"]

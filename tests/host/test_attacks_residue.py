@@ -78,6 +78,7 @@ def test_locks_end_with_the_run(
     request.mounts.add(source=bytes(attacks), target=b"/attacks")
     request.mounts.add(source=bytes(directory), target=b"/work", writable=True)
     holder = LiveRun(daemon, request)
+    holder.wait_started()
     holder.read_until(b"locked")
     assert supervisor.kill(holder.run_id)
     holder.finish()

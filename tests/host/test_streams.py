@@ -25,6 +25,7 @@ from tests.host.daemon_fixture import (
     Daemon,
     LiveRun,
     RunStub,
+    fewer,
     host_processes,
     scaled,
     spec,
@@ -124,6 +125,13 @@ def test_live_conversation(daemon: Daemon) -> None:
     assert (result.outcome, result.exit_code) == (run_pb2.OUTCOME_EXITED, 0)
     assert (result.stdout, result.stderr, len(result.files)) == (b"", b"", 0), "they came as events"
     assert run.events[0].HasField("started") and run.events[-1].HasField("exited")
+
+
+def test_started_comes_first(daemon: Daemon) -> None:
+    for _ in range(fewer(100, 10)):
+        run = LiveRun(daemon, spec("echo", "at once"))
+        run.finish()
+        assert [event.WhichOneof("event") for event in run.events] == ["started", "stdout", "exited"]
 
 
 def test_signals_are_delivered(daemon: Daemon) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import supervisor
 from supervisor.client import Supervisor
 from supervisor.model import RunResult
 from tests.host.daemon_fixture import Daemon, Neighbour, Prober, scaled
@@ -38,7 +36,7 @@ SETTINGS = (
 )
 
 
-def host_state() -> dict[str, str]:
+def host_state(daemon: Daemon) -> dict[str, str]:
     """What an escape would change, as the host sees it now."""
     found = {}
     for path in SETTINGS:
@@ -48,13 +46,14 @@ def host_state() -> dict[str, str]:
             found[path] = f"errno {error.errno}"
     found["lo"] = Path("/sys/class/net/lo/flags").read_text()
     found["mounts"] = Path("/proc/self/mounts").read_text()
-    found["launcher"] = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in launcher_files())
+    for pid in launchers(daemon):
+        found[f"launcher {pid}"] = hashlib.sha256(Path(f"/proc/{pid}/exe").read_bytes()).hexdigest()
     return found
 
 
-def launcher_files() -> list[Path]:
-    package = Path(next(iter(supervisor.__path__)))
-    return sorted(path for path in (package / "launcher").rglob("*") if path.is_file() and os.access(path, os.X_OK))
+def launchers(daemon: Daemon) -> list[int]:
+    """Host pids of the daemon's helpers."""
+    return [int(pid) for pid in Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()]
 
 
 def clock_offset() -> float:
@@ -90,7 +89,7 @@ class Witnesses:
         self._daemon = daemon
         self._prober = prober
         self._neighbour = neighbour
-        self._state = host_state()
+        self._state = host_state(daemon)
         self._clock = clock_offset()
         self.bystanders = run_processes()
 
@@ -99,7 +98,7 @@ class Witnesses:
         assert self._neighbour.echo() < scaled(1), "the neighbour is slow"
         assert not self._prober.failures, self._prober.failures[:3]
         assert self._prober.slowest < scaled(1), f"the daemon answered only after {self._prober.slowest:.2f} s"
-        now = host_state()
+        now = host_state(self._daemon)
         assert now == self._state, {key: (self._state[key], now[key]) for key in now if now[key] != self._state[key]}
         assert abs(clock_offset() - self._clock) < 1, "the clock was set"
         assert self._daemon.process is not None and self._daemon.process.poll() is None
@@ -138,8 +137,3 @@ def assert_recorded(client: Supervisor, result: RunResult) -> None:
     record = client.get(result.run_id)
     assert record.outcome == "violation" and record.violations == result.violations
     assert record.violations[0].time > 0 and record.violations[0].pid > 1
-
-
-def start_host_process(token: str) -> subprocess.Popen[bytes]:
-    """A process of the host, with `token` among its arguments, for runs to look for."""
-    return subprocess.Popen(["sh", "-c", "exec sleep 600 # $0", token], stdin=subprocess.DEVNULL)

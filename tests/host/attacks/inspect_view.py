@@ -9,7 +9,16 @@ import socket
 import stat
 import sys
 
-WRITABLE_BY_DESIGN = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/ptmx", "/dev/pts/ptmx")
+WRITABLE_BY_DESIGN = (
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/tty",
+    "/dev/ptmx",
+    "/dev/pts/ptmx",
+)
 
 
 def namespaces() -> dict[str, str]:
