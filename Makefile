@@ -17,7 +17,7 @@ APT_TEST := git nodejs perl python3-numpy procps iproute2 util-linux e2fsprogs k
 # What boots a full kernel for the VM lane.
 APT_VM := qemu-system-x86 linux-image-amd64 kmod udev zstd busybox-static
 # The peers that `make bench` compares with.
-APT_BENCH := bubblewrap firejail
+APT_BENCH := bubblewrap firejail docker.io
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:

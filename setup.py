@@ -6,6 +6,7 @@ import runpy
 import shutil
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Command, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -19,7 +20,7 @@ class build_shipped(Command):
     """Puts launcher binaries and policies into the package; an editable install finds the policies where they are."""
 
     description = "compile the launcher and copy the shipped policies"
-    user_options = []
+    user_options: ClassVar[list] = []
 
     def initialize_options(self) -> None:
         self.build_lib = None
@@ -57,7 +58,7 @@ class build_shipped(Command):
 
 
 class build_with_shipped(build):
-    sub_commands = [*build.sub_commands, ("build_shipped", None)]
+    sub_commands: ClassVar[list] = [*build.sub_commands, ("build_shipped", None)]
 
 
 class wheel_with_launcher(bdist_wheel):

@@ -45,8 +45,10 @@ class LiveRun:
             self._resume()
         # Its end is awaited by nobody else, and its error has been told or has nobody to be told.
         await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()
+        if not task.cancelled() and task.exception() is None:
+            for file in task.result().files:
+                if file.spool is not None:
+                    file.spool.close()
 
     async def events(self) -> AsyncIterator[Event]:
         task = self._run.task
@@ -122,4 +124,6 @@ class LiveRun:
         self._when_started(lambda sandbox: sandbox.signal(number))
 
     def resize(self, rows: int, columns: int) -> None:
-        self._when_started(lambda sandbox: sandbox.resize(rows, columns))
+        self._run.terminal_size = (rows, columns)
+        if self._run.sandbox is not None:
+            self._run.sandbox.resize(rows, columns)

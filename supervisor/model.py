@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Protocol
 
 LIMIT_KEYS = (
     "wall_seconds",
@@ -89,14 +90,28 @@ class InputFile:
     mode: int = 0o644
 
 
+class FileData(Protocol):
+    """Data of a file that is read piece by piece: a length, and slices of it as bytes, until it is closed."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, piece: slice, /) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """A regular file taken out of the run; `truncated` when its data did not fit the bound (data is then a prefix)."""
+    """A regular file taken out of the run; `truncated` when its data did not fit the bound (data is then a prefix).
+
+    Inside the daemon a large file's data is in `spool` instead, not in memory.
+    """
 
     path: bytes
     data: bytes
     mode: int
     truncated: bool = False
+    spool: FileData | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ class Run:
         self.on_output: Callable[[Stream, bytes], None] = self._keep_output
         self.on_started: Callable[[Started], None] | None = None
         self.stdin_follows = False
+        self.terminal_size: tuple[int, int] | None = None
         self.record = RunRecord(
             run_id=self.run_id,
             state="queued",
@@ -78,6 +79,7 @@ class Run:
         self._plan = plan
         self._output: dict[Stream, bytearray] = {Stream.STDOUT: bytearray(), Stream.STDERR: bytearray()}
         self._over: set[Stream] = set()
+        self._told_started = False
         self._wall_timer: asyncio.TimerHandle | None = None
         self._cpu_timer: asyncio.TimerHandle | None = None
         self.feeding: asyncio.Task[None] | None = None
@@ -125,7 +127,8 @@ class Run:
             spec=self.spec,
             effective=self.effective,
             stdin_follows=self.stdin_follows,
-            on_output=lambda stream, data: self.on_output(stream, data),
+            terminal_size=self.terminal_size,
+            on_output=self._on_output,
             on_over=self._on_over,
         )
         files: tuple[OutputFile, ...] = ()
@@ -160,9 +163,19 @@ class Run:
         self._feed(sandbox)
         return time.monotonic()
 
+    def _on_output(self, stream: Stream, data: bytes) -> None:
+        # Its output may be read before the launcher's word that it runs; for everyone else it is the other way round.
+        self._tell_started()
+        self.on_output(stream, data)
+
     def _on_program_started(self, started: asyncio.Future[None]) -> None:
-        if started.cancelled():
+        if not started.cancelled():
+            self._tell_started()
+
+    def _tell_started(self) -> None:
+        if self._told_started:
             return
+        self._told_started = True
         event = Started(self.run_id, time.time())
         if self.on_started is not None:
             self.on_started(event)

@@ -37,8 +37,8 @@ def text(value: str) -> str:
     return value if value.isascii() else _SURROGATES.sub("\ufffd", value)
 
 
-def result_message(result: RunResult, *, payload: bool = True) -> pb.RunResult:
-    """The whole result, or without output and files where these have come as events."""
+def result_message(result: RunResult, *, payload: bool = True, max_file_bytes: int = 1 << 31) -> pb.RunResult:
+    """The whole result with at most `max_file_bytes` of files, or without output and files where these came as events."""
     message = pb.RunResult(
         run_id=result.run_id,
         request_id=result.request_id,
@@ -60,8 +60,12 @@ def result_message(result: RunResult, *, payload: bool = True) -> pb.RunResult:
     if payload:
         message.stdout = result.stdout
         message.stderr = result.stderr
+        left = max_file_bytes
         for file in result.files:
-            message.files.add(path=file.path, data=file.data, mode=file.mode, truncated=file.truncated)
+            piece = file.data[:left] if file.spool is None else file.spool[:left]
+            left -= len(piece)
+            cut = file.truncated or len(piece) < len(file.data if file.spool is None else file.spool)
+            message.files.add(path=file.path, data=piece, mode=file.mode, truncated=cut)
     if result.labels:
         message.labels.update(result.labels)
     if result.violations:
@@ -181,16 +185,24 @@ def feature_messages(host: HostFeatures) -> list[host_pb2.HostFeature]:
 
 def file_chunks(file: OutputFile) -> Iterator[pb.FileChunk]:
     """`file` in pieces of at most CHUNK_BYTES: path and mode on the first, `last` and `truncated` on the last."""
-    data = file.data
-    for start in range(0, len(data) or 1, CHUNK_BYTES):
-        chunk = pb.FileChunk(data=data[start : start + CHUNK_BYTES])
+    length = len(file.data if file.spool is None else file.spool)
+    for start in range(0, length or 1, CHUNK_BYTES):
+        piece = slice(start, start + CHUNK_BYTES)
+        chunk = pb.FileChunk(data=file.data[piece] if file.spool is None else file.spool[piece])
         if start == 0:
             chunk.path = file.path
             chunk.mode = file.mode
-        if start + CHUNK_BYTES >= len(data):
+        if start + CHUNK_BYTES >= length:
             chunk.last = True
             chunk.truncated = file.truncated
         yield chunk
+
+
+def release(result: RunResult) -> None:
+    """Gives back what large files of a result that has been sent still hold."""
+    for file in result.files:
+        if file.spool is not None:
+            file.spool.close()
 
 
 def fit(message: pb.RunResult, max_bytes: int) -> None:

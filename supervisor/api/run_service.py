@@ -48,7 +48,9 @@ class RunService:
         }
 
     async def execute(self, request: pb.RunSpec, peer: Peer) -> pb.RunResult:
-        result = results.result_message(await self._runs.execute(convert.run_spec(request), peer))
+        ended = await self._runs.execute(convert.run_spec(request), peer)
+        result = results.result_message(ended, max_file_bytes=self._max_message_bytes)
+        results.release(ended)
         results.fit(result, self._max_message_bytes)
         return result
 

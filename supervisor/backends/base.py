@@ -71,12 +71,13 @@ class Sandbox(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SandboxRequest:
-    """What a backend needs for one sandbox. `on_over` is called once a stream has gone over the output limit."""
+    """What a backend needs for one sandbox. `terminal_size` is rows and columns; `on_over` is called once a stream has gone over the output limit."""
 
     run_id: str
     spec: RunSpec
     effective: EffectivePolicy
     stdin_follows: bool
+    terminal_size: tuple[int, int] | None
     on_output: Callable[[Stream, bytes], None]
     on_over: Callable[[Stream], None]
 

@@ -182,8 +182,7 @@ class NativeBackend:
                 root.places[mount.target] = source.directory
         self._open_trees(native, root, sent)
         if spec.files:
-            if any(mount.target == WORK for mount in plan.mounts):
-                _refuse_files_into_mount(spec)
+            _refuse_files_into_mounts(spec, plan)
             await _in_thread_if_large(
                 sum(len(file.data) for file in spec.files) + 4096 * len(spec.files),
                 lambda: files.put_files(tmpfs, spec.files, uid),
@@ -246,10 +245,14 @@ def _never(_path: str) -> str:
     return ""
 
 
-def _refuse_files_into_mount(spec: RunSpec) -> None:
+def _refuse_files_into_mounts(spec: RunSpec, plan: LaunchPlan) -> None:
+    """The host's side of a mount is its owner's to write; a file put there would be lost below it anyway."""
     for index, file in enumerate(spec.files):
-        if not file.path.startswith(b"/") or file.path.startswith(b"/work/"):
-            raise InvalidRequest(
-                f"files[{index}].path: /work is a mount of this run; put the file below /tmp",
-                field=f"files[{index}].path",
-            )
+        path = file.path if file.path.startswith(b"/") else WORK + b"/" + file.path
+        for mount in plan.mounts:
+            if path == mount.target or path.startswith(mount.target + b"/"):
+                raise InvalidRequest(
+                    f"files[{index}].path: {mount.target.decode('utf-8', 'replace')} is a mount of this run; "
+                    "put the file elsewhere below /work, /tmp or /dev/shm",
+                    field=f"files[{index}].path",
+                )

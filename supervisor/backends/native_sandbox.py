@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import pty
 import signal
 import struct
 import termios
@@ -102,10 +101,12 @@ class NativeSandbox:
     def open_streams(self, sent: SentDescriptors) -> None:
         spec = self._request.spec
         if spec.terminal:
-            master, slave = pty.openpty()
+            master, slave = os.openpty()
             sent.add("stdin", slave)
             sent.named["stdout"] = sent.named["stderr"] = sent.named["stdin"]
             self._terminal = master
+            if self._request.terminal_size is not None:
+                self.resize(*self._request.terminal_size)
             self._stdin = InputWriter(self._loop, os.dup(master), is_terminal=True)
             self._add_reader(Stream.STDOUT, os.dup(master))
             return

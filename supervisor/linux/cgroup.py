@@ -112,6 +112,7 @@ class MemoryGroup(Group):
     limit_with_swap = IntegerFile("memory.memsw.limit_in_bytes")
     peak = IntegerFile("memory.max_usage_in_bytes")
     limit_hits = IntegerFile("memory.failcnt")
+    limit_with_swap_hits = IntegerFile("memory.memsw.failcnt")
     oom_control = KeyedFile("memory.oom_control")
 
 
@@ -275,11 +276,13 @@ class RunGroup:
     def _v1_usage(self, usage: Usage) -> Usage:
         memory, pids, cpu = self.v1.get("memory"), self.v1.get("pids"), self.v1.get("cpu")
         if isinstance(memory, MemoryGroup):
+            killed = memory.oom_control.get("oom_kill", 0)
             usage = replace(
                 usage,
                 memory_peak_bytes=memory.peak,
-                memory_limit_hits=memory.limit_hits,
-                oom_kills=memory.oom_control.get("oom_kill"),
+                # With both limits equal it is the one with swap that is hit; 6.18 counts neither when it ends in a kill.
+                memory_limit_hits=max(memory.limit_hits + (_optional(memory, "limit_with_swap_hits") or 0), killed),
+                oom_kills=killed,
             )
         if isinstance(pids, PidsGroup):
             usage = replace(usage, pids_peak=_optional(pids, "peak"), pids_limit_hits=pids.events.get("max"))

@@ -11,6 +11,7 @@ import errno
 import fnmatch
 import os
 import stat
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from supervisor.linux import mounts
 from supervisor.model import InputFile, OutputFile
 
 _MAX_DEPTH = 64
+_SPOOLED_BYTES = 1 << 20
 _STEP = mounts.RESOLVE_BENEATH | mounts.RESOLVE_NO_SYMLINKS | mounts.RESOLVE_NO_MAGICLINKS
 
 
@@ -171,19 +173,35 @@ def _take(path: bytes, fd: int, bounds: Bounds) -> OutputFile | None:
         reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
-    data = bytearray()
-    truncated = False
-    with os.fdopen(reader, "rb", buffering=0) as file:
-        mode = os.fstat(reader).st_mode & 0o777
-        while True:
-            chunk = file.read(min(1 << 20, bounds.bytes_left + 1 - len(data)))
-            if not chunk:
-                break
-            data += chunk
-            if len(data) > bounds.bytes_left:
-                del data[bounds.bytes_left :]
-                truncated = True
-                break
-    bounds.bytes_left -= len(data)
+    found = os.fstat(reader)
+    size = min(found.st_size, bounds.bytes_left)
+    truncated = found.st_size > size
     bounds.files_left -= 1
-    return OutputFile(path, bytes(data), mode, truncated)
+    bounds.bytes_left -= size
+    spool = Spool(reader, size)
+    if size > _SPOOLED_BYTES:
+        return OutputFile(path, b"", found.st_mode & 0o777, truncated, spool)
+    try:
+        return OutputFile(path, spool[:], found.st_mode & 0o777, truncated)
+    finally:
+        spool.close()
+
+
+class Spool:
+    """The first `size` bytes of an open file, read when they are asked for. What has meanwhile been cut off is missing."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd = fd
+        self._size = size
+        self._close = weakref.finalize(self, os.close, fd)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, piece: slice, /) -> bytes:
+        start, stop, _ = piece.indices(self._size)
+        return os.pread(self._fd, stop - start, start) if stop > start else b""
+
+    def close(self) -> None:
+        """Idempotent; happens by itself with the last reference."""
+        self._close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import queue
@@ -9,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,12 +19,15 @@ from typing import Any, ClassVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from supervisor.v1 import host_pb2, host_pb2_grpc, policy_pb2_grpc, run_pb2, run_pb2_grpc
+from supervisor.v1 import host_pb2_grpc, policy_pb2_grpc, run_pb2, run_pb2_grpc
 
 TIME_FACTOR = float(os.environ.get("SUPERVISOR_TIME_FACTOR", "1"))
 """How much slower than an ordinary machine this one is; every limit of time in these tests is multiplied by it."""
 
 SLOW_MACHINE = TIME_FACTOR > 1
+RUN_UIDS = range(0x30000000 + (os.getpid() % 4096 << 16), 0x30000000 + (os.getpid() % 4096 + 1 << 16))
+"""Host uids of this session's runs, so that a supervisor in use on the same machine does not disturb the counting."""
+
 COMMAND = Path(os.environ.get("SUPERVISOR_COMMAND") or Path(sys.executable).parent / "supervisor")
 ATTACKS = Path(__file__).parent / "attacks"
 MIB = 1024 * 1024
@@ -113,11 +116,21 @@ class Daemon:
         return self.process.pid
 
     @property
+    def instance(self) -> str:
+        """The name that the daemon gives itself, from its state directory: that of its cgroups."""
+        return "d-" + hashlib.sha256(os.path.realpath(self.state).encode()).hexdigest()[:12]
+
+    @property
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
     def environment(self) -> dict[str, str]:
-        own = {"SUPERVISOR_STATE_DIR": str(self.state), "SUPERVISOR_RUNTIME_DIR": str(self.runtime)}
+        own = {
+            "SUPERVISOR_STATE_DIR": str(self.state),
+            "SUPERVISOR_RUNTIME_DIR": str(self.runtime),
+            "SUPERVISOR_RUN_UID_BASE": str(RUN_UIDS.start),
+            "SUPERVISOR_RUN_UID_COUNT": str(len(RUN_UIDS)),
+        }
         return {**os.environ, "DAEMON_SECRET": "must not be inherited", **own, **self._environment}
 
     def start(self) -> None:
@@ -183,44 +196,41 @@ class Daemon:
 
 
 class Prober:
-    """Asks GetHost and health all the while; on leaving, every answer must have come within one second (scaled)."""
+    """prober.py beside a test: every answer so far must have come within one second (scaled), on leaving and on `check`."""
 
     def __init__(self, daemon: Daemon) -> None:
-        self._daemon = daemon
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._probe, name="prober")
-        self.slowest = 0.0
-        self.answers = 0
-        self.failures: list[str] = []
-
-    def _probe(self) -> None:
-        with self._daemon.channel() as channel:
-            host, health = HostStub(channel), health_pb2_grpc.HealthStub(channel)
-            while True:
-                before = time.monotonic()
-                try:
-                    host.GetHost(host_pb2.GetHostRequest(), timeout=scaled(5))
-                    health.Check(health_pb2.HealthCheckRequest(), timeout=scaled(5))
-                    self.answers += 1
-                except grpc.RpcError as error:
-                    self.failures.append(f"{error.code()}: {error.details()}")
-                self.slowest = max(self.slowest, time.monotonic() - before)
-                if self._over.wait(0.05):
-                    return
+        self._address = daemon.address
 
     def __enter__(self) -> Prober:
-        self._thread.start()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.host.prober", self._address, str(scaled(5))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+        )
+        wait_until(lambda: self._ask()["answers"], 20, "the prober's first answer")
         return self
+
+    def _ask(self) -> dict[str, Any]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+        found: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return found
+
+    def check(self) -> None:
+        found = self._ask()
+        assert not found["failures"], f"the daemon did not answer: {found['failures']}"
+        assert found["slowest"] < scaled(1), f"the daemon answered only after {found['slowest']:.2f} s"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
-        self._thread.join()
-        if kind is None:
-            assert not self.failures, f"the daemon did not answer: {self.failures[:3]}"
-            assert self.answers, "the prober never had an answer"
-            assert self.slowest < scaled(1), f"the daemon answered only after {self.slowest:.2f} s"
+        try:
+            if kind is None:
+                self.check()
+        finally:
+            self._process.communicate()
 
 
 class LiveRun:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import grpc
 import pytest
@@ -28,60 +30,99 @@ bounded = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
+# For every field: what is plausible, and what is hostile. A request has at most two hostile fields, so that most of the
+# others are reached.
 words = st.sampled_from(
-    [b"true", b"echo", b"/bin/sh", b"-c", b"exit 3", b"", b".", b"..", b"/", b"/work", b"/tmp/x", b"/proc/self/exe", b"/etc", b"/usr/share", b"*", b"**/*", b"a\0b", b"\xff\xfe", b"A" * 300, b"x/../y", b"/work/x", b"/dev/shm/f", b"$(id)"]
+    [b"", b".", b"..", b"/", b"*", b"a\0b", b"\xff\xfe", b"A" * 300, b"x/../y", b"/proc/self/exe", b"/proc", b"/dev/null", b"/etc", b"/work/../x", b"$(id)"]
 )  # fmt: skip
 data = st.one_of(words, st.binary(max_size=40))
-sizes = st.one_of(
-    st.sampled_from([-1, 0, 1, 7, 4096, 2**20, 64 * 2**20, 2**31, 2**53, 2**63 - 1]), st.integers(-(2**63), 2**63 - 1)
-)
-seconds = st.one_of(
-    st.sampled_from([-1.0, 0.0, 1e-9, 0.01, 0.5, 1e9, 1e300, math.inf, -math.inf, math.nan]), st.floats()
-)
-names = st.one_of(
-    st.sampled_from(["", "strict", "moderate", "basic", "paranoid", "none", "../x", "a\nb"]), st.text(max_size=20)
+seconds = st.one_of(st.sampled_from([-1.0, 0.0, 1e-9, 1e9, 1e300, math.inf, -math.inf, math.nan]), st.floats())
+sizes = st.one_of(st.sampled_from([-1, 0, 1, 2**31, 2**53, 2**63 - 1]), st.integers(-(2**63), 2**63 - 1))
+names = st.one_of(st.sampled_from(["none", "../x", "a\nb", "x" * 300]), st.text(max_size=20))
+commands = [
+    [b"true"],
+    [b"echo", b"x", b"\xff"],
+    [b"sh", b"-c", b"exit 3"],
+    [b"cat"],
+    [b"no-such"],
+    [b"sh", b"-c", b"echo f > f; ln -s / l; mkfifo p"],
+]
+SIZES = {
+    "memory_bytes": (2**12, 2**20, 2**26, 123_456_789),
+    "pids": (1, 2, 3, 17, 512),
+    "open_files": (1, 3, 4, 5, 8, 1000),
+    "file_size_bytes": (1, 4096, 2**20),
+    "disk_bytes": (1, 4095, 4096, 2**20, 2**28),
+    "inodes": (1, 2, 3, 10, 5000),
+    "output_bytes": (1, 2, 100, 2**20),
+}
+FIELDS = (
+    "argv",
+    "policy",
+    "env",
+    "stdin",
+    "cwd",
+    "limits",
+    "cpus",
+    "mounts",
+    "files",
+    "collect",
+    "enums",
+    "agent",
+    "labels",
 )
 
 
 @st.composite
 def requests(draw: st.DrawFn) -> run_pb2.RunSpec:
-    """Mostly nearly valid: half of the fields are left alone."""
-    request = run_pb2.RunSpec(argv=draw(st.one_of(st.just([b"true"]), st.lists(data, max_size=5))))
-    if draw(st.booleans()):
-        request.policy = draw(names)
-    if draw(st.booleans()):
-        for _ in range(draw(st.integers(0, 3))):
-            request.env.add(name=draw(data), value=draw(data))
+    hostile = draw(st.sets(st.sampled_from(FIELDS), max_size=2))
+    present = draw(st.sets(st.sampled_from(FIELDS))) | hostile
+
+    def pick(field: str, plausible: Sequence[Any], bad: st.SearchStrategy[Any]) -> Any:
+        return draw(bad if field in hostile else st.sampled_from(plausible))
+
+    request = run_pb2.RunSpec(argv=pick("argv", commands, st.lists(data, max_size=5)))
+    request.limits.wall_seconds = scaled(3)
+    if "policy" in present:
+        request.policy = pick("policy", ["strict", "moderate", "basic", "paranoid"], names)
+    if "env" in present:
+        for n in range(draw(st.integers(0, 3))):
+            request.env.add(
+                name=pick("env", [b"PATH", b"HOME", b"N%d" % n], data), value=pick("env", [b"", b"\xff"], data)
+            )
+    if "stdin" in present:
         request.stdin = draw(st.binary(max_size=100))
-    if draw(st.booleans()):
-        request.cwd = draw(data)
-    if draw(st.booleans()):
-        for key in ("memory_bytes", "pids", "open_files", "file_size_bytes", "disk_bytes", "inodes", "output_bytes"):
-            if draw(st.integers(0, 3)) == 0:
-                setattr(request.limits, key, draw(sizes))
-        if draw(st.booleans()):
-            request.limits.cpus = draw(seconds)
-            request.limits.cpu_seconds = draw(seconds)
-    if draw(st.integers(0, 2)) == 0:
-        for _ in range(draw(st.integers(1, 3))):
-            request.mounts.add(source=draw(data), target=draw(data), writable=draw(st.booleans()))
-    if draw(st.integers(0, 2)) == 0:
-        for _ in range(draw(st.integers(1, 3))):
-            request.files.add(path=draw(data), data=draw(data), mode=draw(st.integers(0, 2**32 - 1)))
-    if draw(st.booleans()):
-        request.collect.extend(draw(st.lists(data, max_size=3)))
-    if draw(st.integers(0, 3)) == 0:
-        request.MergeFromString(bytes([0x58, draw(st.integers(0, 9))]))  # network
-        request.MergeFromString(bytes([0x80, 0x01, draw(st.integers(0, 9))]))  # trace
-        request.MergeFromString(bytes([0x88, 0x01, draw(st.sampled_from([0, 1, 99]))]))  # backend
-        request.allow.extend(draw(st.lists(st.text(max_size=10), max_size=2)))
-        request.image = draw(names)
-    if draw(st.integers(0, 3)) == 0:
-        request.agent = draw(names)
-        for key, value in draw(st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3)).items():
-            request.labels[key] = value
-    if not request.limits.HasField("wall_seconds"):
-        request.limits.wall_seconds = draw(st.one_of(st.just(scaled(3)), seconds.filter(lambda s: not 5 < s < 1e9)))
+    if "cwd" in present:
+        request.cwd = pick("cwd", [b"/work", b"/tmp", b"/", b"/no/such", b"/usr/"], data)
+    if "limits" in present:
+        for key, plausible in SIZES.items():
+            if draw(st.booleans()):
+                setattr(request.limits, key, pick("limits", plausible, sizes))
+    if "cpus" in present:
+        request.limits.cpus = pick("cpus", [0.01, 0.5, 1, 2.75], seconds)
+        request.limits.cpu_seconds = pick("cpus", [0.001, 0.5, 3], seconds)
+    if "mounts" in present:
+        for n in range(draw(st.integers(1, 3))):
+            source = pick("mounts", [b"/usr/share", b"/usr/lib/os-release", b"/tmp"], data)
+            target = pick("mounts", [b"/data/%d" % n, b"/work", b"/work/m", b"/tmp/m", b"/etc/x", b"/usr/share"], data)
+            request.mounts.add(source=source, target=target)
+    if "files" in present:
+        for n in range(draw(st.integers(1, 3))):
+            path = pick("files", [b"f", b"d/%d" % n, b"/tmp/x", b"/dev/shm/y", b"\xff"], data)
+            request.files.add(
+                path=path, data=draw(data), mode=pick("files", [0, 0o644, 0o777], st.integers(0, 2**32 - 1))
+            )
+    if "collect" in present:
+        request.collect.extend(pick("collect", [[b"*"], [b"**"], [b"f", b"/tmp/*"]], st.lists(data, max_size=3)))
+    if "enums" in present:
+        # By number on the wire, so that values beyond the known ones can be sent: network, trace, backend.
+        for tag in (b"\x58", b"\x80\x01", b"\x88\x01"):
+            request.MergeFromString(tag + bytes([pick("enums", [0, 1], st.integers(0, 127))]))
+        request.image = pick("enums", [""], names)
+    if "agent" in present:
+        request.agent = pick("agent", ["a", "\u202e"], names)
+    if "labels" in present:
+        request.labels[pick("labels", ["k"], names)] = pick("labels", ["", "v"], names)
     return request
 
 

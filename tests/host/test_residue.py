@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.leaks import Snapshot
 
 from supervisor import errors
 from supervisor.client import Supervisor
 from supervisor.model import RunResult
 from tests.host.daemon_fixture import MIB, Daemon, LiveRun, fewer, host_processes, scaled, spec, wait_until
 from tests.host.witnesses import POLICIES, run_processes
+from tests.leaks import Snapshot
 
 Make = Callable[[Supervisor, str], RunResult | None]
 
@@ -37,7 +37,7 @@ def mixed(attacks: Path, shared: Path) -> list[tuple[str, dict[str, Any], set[st
         ("kill -SEGV $$", options(), {"signaled"}),
         ("sleep 100", options(timeout=scaled(0.1)), {"timed_out"}),
         ("yes", options(output_limit="10K"), {"output_limit"}),
-        ("/attacks/load touch", options(memory="16M", mounts=at), {"out_of_memory"}),
+        ("exec /attacks/load touch", options(memory="16M", mounts=at), {"out_of_memory"}),
         ("/attacks/escape_kernel acct", options(mounts=at), {"violation"}),
         ("/attacks/outlive double_fork x", options(mounts=at), {"exited"}),
         ("/attacks/residue leave x", options(mounts=at), {"exited", "violation"}),
@@ -177,13 +177,14 @@ def test_stopping_kills_after_the_drain(make_daemon: Callable[..., Daemon]) -> N
     assert run_processes() <= before
 
 
-def test_a_stopped_daemon_leaves_nothing(make_daemon: Callable[..., Daemon], base_directory: Path) -> None:
-    before = Snapshot.take()
+def test_a_stopped_daemon_leaves_nothing(make_daemon: Callable[..., Daemon]) -> None:
+    before = Snapshot.take(instances=[])
     daemon = make_daemon("clean")
     with Supervisor(daemon.address) as client:
         for policy in POLICIES:
             assert client.execute(["true"], policy=policy).exit_code == 0
     assert daemon.stop() == 0
     assert not os.path.exists(daemon.address.removeprefix("unix://")), "the socket is still there"
-    left = before.diff(Snapshot.take())
+    assert not os.listdir(daemon.runtime)
+    left = before.diff(Snapshot.take(instances=[daemon.instance]))
     assert not left, left

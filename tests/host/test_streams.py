@@ -136,8 +136,10 @@ def test_started_comes_first(daemon: Daemon) -> None:
 
 def test_signals_are_delivered(daemon: Daemon) -> None:
     script = (
-        "import signal, sys\n"
-        "for n in (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM): signal.signal(n, lambda n, f: print(n, flush=True))\n"
+        # Not print: a handler may interrupt the very print that said ready.
+        "import os, signal, sys\n"
+        "def say(n, f): os.write(1, b'%d\\n' % n)\n"
+        "for n in (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM): signal.signal(n, say)\n"
         "print('ready', flush=True)\nsys.stdin.read()\n"
     )
     run = LiveRun(daemon, spec("python3", "-c", script))

@@ -30,6 +30,9 @@ GUEST_SCRIPT = Path(__file__).resolve().parent / "guest.sh"
 TIME_FACTOR = 20
 """How much slower than this machine a CPU of the guest is, about; the tests stretch their limits by it."""
 
+PASSED_ON = ("SUPERVISOR_COMMAND", "SUPERVISOR_LAUNCHER")
+"""Of our own environment: which command and which launcher the tests are to take."""
+
 STATUS_LINE = re.compile(rb"^supervisor-vm: status (\d+)\r?$", re.MULTILINE)
 STATUS_TIMED_OUT = 124
 STATUS_NO_ANSWER = 125
@@ -74,6 +77,7 @@ def write_job(directory: Path, command: Sequence[str], seconds: float) -> Path:
         "JOB_DIR": str(ROOT),
         "JOB_SECONDS": str(int(seconds)),
         "LANG": "C.UTF-8",
+        **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
     }
     lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     lines.append(shlex.join(["exec", "/bin/sh", str(GUEST_SCRIPT), *command]))
@@ -94,7 +98,9 @@ def machine_command(arguments: argparse.Namespace, kernel: Path, job: Path, disk
     return [
         *("vng", "--disable-kvm", "--force-9p", "--run", str(kernel), "--user", "root"),
         *("--cpus", str(arguments.cpus), "--memory", arguments.memory),
-        *("-a", "lsm=landlock,lockdown,yama,bpf", "-a", "console=ttyS1", "-a", "loglevel=4"),
+        *("-a", "lsm=landlock,lockdown,yama,bpf", "-a", "loglevel=4"),
+        # vng throws the console on the first serial port away, and the driver takes only one of its ports as a console.
+        *("-a", "earlycon=uart8250,io,0x2f8", "-a", "keep_bootcon"),
         f"--qemu-opts={' '.join(qemu)}",
         *("--", "/bin/sh", str(job)),
     ]

@@ -1,0 +1,105 @@
+"""The %guards (syscall_sets.GUARDS) as rules on arguments: which values of which call each of them refuses.
+
+The kernel reads an int argument from the low half of its register, and so do these rules, for a machine that is
+little-endian; where a list of what is fine ends a call for all else, anything in the high half is refused with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from supervisor.linux.seccomp_bpf import ARGUMENTS_OFFSET, JEQ, JGT, JSET, WORD, Condition
+
+Rule = tuple[str, tuple[Condition, ...]]
+"""A call, refused when all of the conditions hold."""
+
+UNREADABLE = (("%namespaces", "clone3"), ("%setid", "openat2"))
+"""(guard, call): its flags or modes lie in memory, where no filter can look. The C library falls back to the older call."""
+
+
+def guard_rules(guard: str) -> Iterator[Rule]:
+    """What a guard refuses."""
+    if guard == "%namespaces":
+        yield "clone", (_any_bit(0, _CLONE_NEW),)
+    elif guard == "%terminal":
+        yield "ioctl", (_among(1, _TIOCSTI, _TIOCLINUX),)
+    elif guard == "%setid":
+        yield from _setid_rules()
+    elif guard == "%devices":
+        for call, mode in (("mknod", 1), ("mknodat", 2)):
+            yield call, (_among(mode, _S_IFCHR, _S_IFBLK, mask=_S_IFMT),)
+    elif guard == "%sockets":
+        yield from _socket_rules()
+    elif guard == "%netlink":
+        yield "socket", (_among(0, _AF_NETLINK),)
+    elif guard == "%raw-sockets":
+        yield "socket", (_among(0, _AF_PACKET),)
+        # The kernel takes (AF_INET, SOCK_PACKET) for a packet socket (net/socket.c).
+        yield "socket", (_among(0, _AF_INET, _AF_INET6), _among(1, _SOCK_RAW, _SOCK_PACKET, mask=_SOCK_TYPE_MASK))
+    elif guard == "%personality":
+        yield "personality", (_no_bit(0, _QUERY_BIT), _any_bit(0, _WEAK_PERSONA))
+        # 0xffffffff only asks; any other value with its highest bit sets what the rest says.
+        yield "personality", (_any_bit(0, _QUERY_BIT), _outside(0, WORD))
+    elif guard == "%realtime":
+        policies = (_SCHED_FIFO, _SCHED_RR, _SCHED_DEADLINE)
+        yield "sched_setscheduler", (_among(1, *policies, mask=WORD & ~_SCHED_RESET_ON_FORK),)
+
+
+_CLONE_NEW = 0x80 | 0x20000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
+_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK, _AF_PACKET = 1, 2, 10, 16, 17
+_SOCK_TYPE_MASK, _SOCK_RAW, _SOCK_RDM, _SOCK_SEQPACKET, _SOCK_DCCP, _SOCK_PACKET = 0xF, 3, 4, 5, 6, 10
+_IPPROTO_ICMPV6 = 58
+_S_ISUID, _S_ISGID, _S_IFMT, _S_IFCHR, _S_IFBLK = 0o4000, 0o2000, 0o170000, 0o020000, 0o060000
+_O_CREAT, _O_TMPFILE = 0o100, 0o20000000
+_WEAK_PERSONA = 0x0040000 | 0x0100000 | 0x0200000 | 0x0400000  # NO_RANDOMIZE, MMAP_PAGE_ZERO, COMPAT_LAYOUT, RIE
+_QUERY_BIT = 0x80000000
+_SCHED_FIFO, _SCHED_RR, _SCHED_DEADLINE, _SCHED_RESET_ON_FORK = 1, 2, 6, 0x40000000
+
+
+def _setid_rules() -> Iterator[Rule]:
+    # mkdir is not here: the kernel ignores these bits in its mode (vfs_mkdir keeps S_IRWXUGO and S_ISVTX).
+    setid = _S_ISUID | _S_ISGID
+    for call, mode in (
+        ("chmod", 1), ("fchmod", 1), ("fchmodat", 2), ("fchmodat2", 2), ("creat", 1), ("mknod", 1), ("mknodat", 2),
+    ):  # fmt: skip
+        yield call, (_any_bit(mode, setid),)
+    for call, flags in (("open", 1), ("openat", 2)):
+        # Without either flag the mode's register holds anything.
+        yield call, (_any_bit(flags, _O_CREAT | _O_TMPFILE), _any_bit(flags + 1, setid))
+
+
+def _socket_rules() -> Iterator[Rule]:
+    yield "socket", (_any_high_bit(0),)
+    yield "socket", (_outside(0, _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK),)
+    yield "socket", (_among(1, _SOCK_RDM, _SOCK_DCCP, _SOCK_PACKET, mask=_SOCK_TYPE_MASK),)
+    # SCTP, L2TP, UDP-Lite, MPTCP: code that the kernel would load for us, and that few have tested.
+    yield "socket", (_among(0, _AF_INET, _AF_INET6), _among(1, _SOCK_SEQPACKET, mask=_SOCK_TYPE_MASK))
+    yield "socket", (_any_high_bit(2),)
+    yield "socket", (Condition(_low(2), JGT, (_IPPROTO_ICMPV6,)),)
+    yield "socketpair", (_any_high_bit(0),)
+    yield "socketpair", (_outside(0, _AF_UNIX),)
+
+
+def _low(argument: int) -> int:
+    return ARGUMENTS_OFFSET + 8 * argument
+
+
+def _among(argument: int, *values: int, mask: int = WORD) -> Condition:
+    return Condition(_low(argument), JEQ, values, mask)
+
+
+def _outside(argument: int, *values: int) -> Condition:
+    return Condition(_low(argument), JEQ, values, negated=True)
+
+
+def _any_bit(argument: int, bits: int) -> Condition:
+    return Condition(_low(argument), JSET, (bits,))
+
+
+def _no_bit(argument: int, bits: int) -> Condition:
+    return Condition(_low(argument), JSET, (bits,), negated=True)
+
+
+def _any_high_bit(argument: int) -> Condition:
+    return Condition(_low(argument) + 4, JSET, (WORD,))
