@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from supervisor.errors import HostLacks, InvalidRequest, PolicyRefused
 from supervisor.model import Enforcement, HostFeatures, Limits, Mount, NetworkMode, RunSpec, TraceLevel
@@ -68,6 +68,7 @@ class LaunchPlan:
     rlimits: tuple[tuple[str, int], ...]
     syscalls: Syscalls | None
     notify: bool
+    memfd_noexec: bool
     limits: Limits
     network: NetworkMode
     trace: TraceLevel
@@ -108,6 +109,7 @@ def build(
     writable = writable_places(policy, mounts) if private else ()
     landlock = host.landlock_abi if policy.isolation.landlock and private else 0
     notify = policy.syscalls.filters and host.has("seccomp_notify")
+    memfd_noexec = private and "pid" in namespaces and host.has("memfd_noexec")
     return LaunchPlan(
         policy=policy.name,
         argv=spec.argv,
@@ -122,8 +124,9 @@ def build(
         landlock_scoped=LANDLOCK_SCOPES if landlock >= LANDLOCK_SCOPE_ABI else 0,
         landlock_rules=tuple(landlock_rules(landlock, writable)),
         rlimits=tuple(_rlimits(effective.limits, policy)),
-        syscalls=policy.syscalls if policy.syscalls.filters else None,
+        syscalls=_syscalls(policy, memfd_noexec),
         notify=notify,
+        memfd_noexec=memfd_noexec,
         limits=effective.limits,
         network=effective.network,
         trace=effective.trace,
@@ -184,6 +187,20 @@ def _check_without_root(spec: RunSpec, policy: Policy, limits: Limits) -> None:
                 f"{name} needs a mount namespace, which policy {policy.name} does not give; use moderate or stricter",
                 field=name,
             )
+
+
+def _syscalls(policy: Policy, memfd_noexec: bool) -> Syscalls | None:
+    """The policy's; without memfd_create(2) where what it makes could be executed."""
+    syscalls = policy.syscalls
+    if not syscalls.filters:
+        return None
+    if memfd_noexec or "memfd_create" in syscalls.kill or "memfd_create" in dict(syscalls.errno):
+        return syscalls
+    return replace(
+        syscalls,
+        allow=tuple(name for name in syscalls.allow if name != "memfd_create"),
+        errno=(*syscalls.errno, ("memfd_create", "EPERM")),
+    )
 
 
 def _environment(spec: RunSpec, policy: Policy) -> tuple[tuple[bytes, bytes], ...]:

@@ -22,11 +22,13 @@ from supervisor.launcher.process import Launcher
 from supervisor.launcher.protocol import Descriptors, encode_plan
 from supervisor.linux import files, rootfs, sources
 from supervisor.linux.cgroup import Hierarchies, RunGroup
-from supervisor.linux.seccomp import SeccompFilter, compile_filter
+from supervisor.linux.seccomp import compile_filter
 from supervisor.model import HostFeatures, RunSpec
 from supervisor.plan import LaunchPlan, build
 from supervisor.plan_root import WORK, RootView
 from supervisor.policy import EffectivePolicy, Policy
+
+_MAX_FILTERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class NativeBackend:
     launchers: list[Launcher]
     name: str = "native"
     _view: RootView = field(default_factory=rootfs.host_view)
-    _filters: dict[tuple[str, bool], SeccompFilter] = field(default_factory=dict)
+    _filters: dict[tuple[str, bool], bytes] = field(default_factory=dict)
     _uids: UidPool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -106,7 +108,7 @@ class NativeBackend:
                 ) from None
         present = sources.existing((*policy.filesystem.read_only, *policy.filesystem.read_write))
         plan = build(spec, effective, self.host, view, present)
-        self._filter(policy, plan.notify)
+        self._filter(plan)
         return NativePlan(plan, policy, view)
 
     @asynccontextmanager
@@ -140,7 +142,7 @@ class NativeBackend:
             root.plan,
             descriptors,
             host_id=0 if plan.as_root else uid,
-            filter_program=self._filter(native.policy, plan.notify).program if plan.syscalls else b"",
+            filter_program=self._filter(plan),
             file_mounts=root.file_mounts,
             owners=root.owners,
         )
@@ -150,11 +152,16 @@ class NativeBackend:
         stack.push_async_callback(sandbox.end)
         return sandbox
 
-    def _filter(self, policy: Policy, notify: bool) -> SeccompFilter:
-        key = (policy.syscalls.digest, notify)
+    def _filter(self, plan: LaunchPlan) -> bytes:
+        """The plan's filter, compiled once for all plans alike; the oldest is forgotten where policies come and go."""
+        if plan.syscalls is None:
+            return b""
+        key = (plan.syscalls.digest, plan.notify)
         found = self._filters.get(key)
         if found is None:
-            found = self._filters[key] = compile_filter(policy, notify=notify)
+            if len(self._filters) >= _MAX_FILTERS:
+                del self._filters[next(iter(self._filters))]
+            found = self._filters[key] = compile_filter(plan.syscalls, notify=plan.notify).program
         return found
 
     async def _make_root(

@@ -21,7 +21,7 @@ def daemon(*, embed: bool = False) -> Iterator[Supervisor]:
     An address that SUPERVISOR_ADDRESS names is never replaced. Raises Unreachable where nobody listens, HostLacks where
     no daemon can be embedded (not root, not Linux).
     """
-    if os.environ.get("SUPERVISOR_ADDRESS") or listening():
+    if named() or listening():
         with Supervisor() as client:
             yield client
     elif embed:
@@ -29,6 +29,11 @@ def daemon(*, embed: bool = False) -> Iterator[Supervisor]:
             yield client
     else:
         raise unreachable(DEFAULT_ADDRESS, "nobody listens there")
+
+
+def named() -> bool:
+    """True where the environment says which daemon is meant."""
+    return bool(os.environ.get("SUPERVISOR_ADDRESS"))
 
 
 def listening(address: str = DEFAULT_ADDRESS) -> bool:

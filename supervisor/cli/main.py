@@ -42,22 +42,35 @@ class Commands(TyperGroup):
         except _CommandLineError as error:
             status = _wrong_usage(error)
         except BrokenPipeError:
-            # Whoever read our output has gone; a second attempt, at exit, must not complain either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            status = BROKEN_PIPE_STATUS
+            status = _reader_gone()
         except (KeyboardInterrupt, typer.Abort):
             status = 130
         sys.exit(status if isinstance(status, int) else 0)
+
+    def invoke(self, ctx: Any) -> Any:
+        # Here and not in main: typer's own main ends with status 1 at EPIPE.
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            return _reader_gone()
+
+
+def _reader_gone() -> int:
+    """Whoever read our output has gone; what is flushed at exit must not complain either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return BROKEN_PIPE_STATUS
 
 
 def _wrong_usage(error: Any) -> int:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "supervisor"
-    message = error.format_message().rstrip(".")
-    if not message:
-        return USAGE_STATUS
-    typer.echo(f"{path}: {message}", err=True)
-    typer.echo(f"try '{path} --help'", err=True)
+    message = error.format_message()
+    if message.startswith("Usage:"):
+        # A command without anything is asked for its help.
+        typer.echo(message, err=True)
+    else:
+        typer.echo(f"{path}: {message.rstrip('.')}", err=True)
+        typer.echo(f"try '{path} --help'", err=True)
     return RUN_USAGE_STATUS if path.endswith(" run") else USAGE_STATUS
 
 
@@ -99,9 +112,11 @@ def _root(
     pass
 
 
-_PASS_ON = {"allow_interspersed_args": False}
+_PASS_ON = {"allow_interspersed_args": False, "allow_extra_args": True}
 
-app.command("run", context_settings=_PASS_ON, no_args_is_help=True)(run.run)
+app.command("run", context_settings=_PASS_ON, options_metavar="[OPTIONS] -- PROGRAM [ARG...]", no_args_is_help=True)(
+    run.run
+)
 app.command("serve")(doctor.serve)
 app.command("doctor")(doctor.doctor)
 app.command("ps")(show.ps)

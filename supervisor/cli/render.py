@@ -59,7 +59,7 @@ def explain(run: Ended) -> str:
         return ""
     verb = _VERBS.get(outcome, "killed")
     why = run.error.message if run.error is not None else run.detail or _usual_cause(run, outcome)
-    if not why or why.startswith((f"{verb}:", "refused:")):
+    if not why or why.startswith((verb, "killed", "refused")):
         return printable(why or verb)
     return printable(f"{verb}: {why}")
 
@@ -166,7 +166,7 @@ def outcome_text(run: Ended) -> str:
         return f"exited {run.exit_code}"
     if run.outcome is Outcome.SIGNALED:
         return f"signaled {signal_name(run.signal or 0)}"
-    return run.outcome.value
+    return str(run.outcome.value)
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import BinaryIO
 
@@ -95,10 +95,8 @@ def _directory(top: int, parts: Sequence[bytes], *, create: bool) -> Iterator[in
     try:
         for part in parts:
             if create:
-                try:
+                with suppress(FileExistsError):
                     os.mkdir(part, 0o777, dir_fd=current)
-                except FileExistsError:
-                    pass
             following = os.open(part, _DIRECTORY, dir_fd=current)
             os.close(current)
             current = following

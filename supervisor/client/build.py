@@ -97,7 +97,8 @@ class Request:
     @property
     def small(self) -> bool:
         """True where the request with its files fits one message."""
-        return self.spec.ByteSize() + sum(len(path) + file.size + 16 for path, file in self.files) <= UNARY_BYTES
+        size: int = self.spec.ByteSize() + sum(len(path) + file.size + 16 for path, file in self.files)
+        return size <= UNARY_BYTES
 
     @property
     def streamed(self) -> bool:

@@ -97,6 +97,7 @@ enum plan_flags {
 	PLAN_AS_ROOT = 1 << 9, /* keep uid 0 and its capabilities */
 	PLAN_KEYRING = 1 << 10,
 	PLAN_NO_NEW_PRIVS = 1 << 11,
+	PLAN_MEMFD_NOEXEC = 1 << 12, /* vm.memfd_noexec = 2 in the run's pid namespace */
 };
 
 /* Fixed head of a plan; after it, in this order: v1 descriptors, rlimits, filter, hostname, cwd,

@@ -78,7 +78,7 @@ REPLY = struct.Struct("=IIQiiiiiii4xQQqqQII")
 REPLY_SIZE = REPLY.size + MAX_VIOLATIONS * VIOLATION.size
 
 _NAMESPACE_FLAGS = {"pid": 1, "mount": 2, "network": 4, "ipc": 8, "uts": 16, "cgroup": 32, "user": 64}
-_TERMINAL, _NOTIFY, _AS_ROOT, _KEYRING, _NO_NEW_PRIVS = 128, 256, 512, 1024, 2048
+_TERMINAL, _NOTIFY, _AS_ROOT, _KEYRING, _NO_NEW_PRIVS, _MEMFD_NOEXEC = 128, 256, 512, 1024, 2048, 4096
 _OWN, _IDMAP, _IDMAP_OPTIONAL, _RECURSIVE = 1, 2, 4, 8
 
 
@@ -218,6 +218,7 @@ def _plan_flags(plan: LaunchPlan) -> int:
     flags = sum(_NAMESPACE_FLAGS[name] for name in plan.namespaces)
     flags |= _TERMINAL if plan.terminal else 0
     flags |= _NOTIFY if plan.notify else 0
+    flags |= _MEMFD_NOEXEC if plan.memfd_noexec else 0
     flags |= _AS_ROOT if plan.as_root else _KEYRING | _NO_NEW_PRIVS
     return flags
 

@@ -49,6 +49,7 @@ CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
             ("tmpfs_quota", ("a run could fill memory with files", "use a kernel with CONFIG_TMPFS")),
             ("seccomp_filter", ("no system call is denied: no policy but `none` and `basic`", "use a kernel with CONFIG_SECCOMP_FILTER")),
             ("seccomp_notify", ("a denied system call is refused but not recorded as a violation", "use Linux 5.0 or later")),
+            ("memfd_noexec", ("memfd_create(2) is denied to runs, since what it makes could be executed", "use Linux 6.3 or later")),
             ("landlock", ("no second check of file access behind the mount namespace", "use Linux 5.13 or later, booted with lsm=landlock,...")),
             ("keyrings", ("none: this kernel has no keys that a run could reach", "none needed")),
             ("task_io", ("I/O of single processes is not seen", "use a kernel with CONFIG_TASK_IO_ACCOUNTING")),

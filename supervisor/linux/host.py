@@ -98,6 +98,7 @@ def probe_host(
         limits, through_v2 = _probe_limits(layout, unified)
         found |= limits
     found["btf"] = _probe_btf()
+    found["memfd_noexec"] = _probe_memfd_noexec()
     landlock = re.fullmatch(r"ABI (\d+)", found["landlock"].detail)
     memory = re.search(r"^MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
     return HostFeatures(
@@ -109,6 +110,8 @@ def probe_host(
         features={name: found[name] for name in CATALOGUE if name in found},
     )
 
+
+_MFD_NOEXEC_SEAL: Final = 8
 
 _PROGRAM_PROBES: Final = (
     "pid_namespace", "mount_namespace", "network_namespace", "ipc_namespace", "uts_namespace", "cgroup_namespace",
@@ -145,6 +148,16 @@ def _run_program(program: Path, state_dir: str | os.PathLike[str], cgroup: str) 
             symbol = errno.errorcode.get(code, number)
             found[name] = describe(name, code == 0, f"{symbol}: {detail}" if code else detail)
     return found
+
+
+def _probe_memfd_noexec() -> Feature:
+    """memfd_create(2) with MFD_NOEXEC_SEAL, which came together with the sysctl that runs get."""
+    try:
+        os.close(os.memfd_create("supervisor-probe", os.MFD_CLOEXEC | _MFD_NOEXEC_SEAL))
+    except OSError as error:
+        return describe("memfd_noexec", False, _words(error))
+    present = Path("/proc/sys/vm/memfd_noexec").exists()
+    return describe("memfd_noexec", present, "MFD_NOEXEC_SEAL" if present else "no /proc/sys/vm/memfd_noexec")
 
 
 # Feature -> (controller, v2 file, v1 file, value written, or None: the file is read).

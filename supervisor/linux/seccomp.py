@@ -161,18 +161,20 @@ def _program(syscalls: Syscalls, machine: int, kill: int) -> bytes:
     def answer(action: int) -> Label:
         return assembler.answer(kill if action == SECCOMP_RET_KILL_PROCESS else action)
 
-    default, foreign = answer(_default(syscalls)), answer(SECCOMP_RET_KILL_PROCESS)
+    default = answer(_default(syscalls))
+    foreign = answer(SECCOMP_RET_KILL_PROCESS)
     labels = {call: answer(action) for call, action in sorted(_call_actions(syscalls).items())}
     for call, refusals in _guarded(syscalls).items():
         block = Block(answer(SECCOMP_RET_ALLOW))
         for action, conditions in reversed(refusals):
             block = decide(assembler, conditions, Block(answer(action)), block)
         labels[call] = block.cold
-    by_number = {syscall_number(call, machine): label for call, label in labels.items()}
-    table_size = max(LATE_SYSCALLS.values()) + 1
-    spans = [Span(number, by_number.get(number, default)) for number in range(table_size + 1)]
+    numbers = {call: number for call in labels if (number := syscall_number(call, machine)) is not None}
+    by_number = {number: labels[call] for call, number in numbers.items()}
+    last = max(*LATE_SYSCALLS.values(), *by_number)
+    spans = [Span(number, by_number.get(number, default)) for number in range(last + 2)]
     spans += [Span(first, foreign if is_foreign else default) for first, is_foreign in _FOREIGN_NUMBERS[machine]]
-    native = assembler.load(NUMBER_OFFSET, search(assembler, spans, table_size))
+    native = assembler.load(NUMBER_OFFSET, search(assembler, spans, walked=last + 1))
     return assembler.program(assembler.load(ARCH_OFFSET, assembler.branch(JEQ, machine, native, foreign)))
 
 
@@ -185,10 +187,10 @@ _FOREIGN_NUMBERS: Mapping[int, tuple[tuple[int, bool], ...]] = {
 
 
 def _call_actions(syscalls: Syscalls) -> Mapping[str, int]:
-    """Call -> seccomp return value, whatever its arguments, for the calls whose action is not the default's by itself."""
+    """Call -> seccomp return value before its arguments are looked at; the default is for calls that are not here."""
     default, actions = _default(syscalls), _actions(syscalls)
     calls = {name: action for name, action in actions.items() if not name.startswith("%")}
-    for guard, call in UNREADABLE:
+    for guard, call in UNREADABLE.items():
         on = actions.get(guard, SECCOMP_RET_ALLOW) != SECCOMP_RET_ALLOW
         if on and calls.get(call, default) == SECCOMP_RET_ALLOW:
             calls[call] = SECCOMP_RET_ERRNO | errno.ENOSYS

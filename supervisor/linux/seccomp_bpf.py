@@ -167,7 +167,7 @@ def search(assembler: Assembler, spans: Sequence[Span], walked: int) -> Label:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Words from `first` on with one label but for a few single `exceptions`: an instruction each, where a split takes two."""
+    """Words from `first` on with one label but for single `exceptions`: one instruction each, where splits take two."""
 
     first: int
     label: Label
@@ -175,16 +175,16 @@ class _Group:
 
 
 _MOST_EXCEPTIONS = 3
+"""They are compared one after the other: more of them make a shorter program, but a deeper one."""
 
 
 def _grouped(spans: Sequence[Span]) -> list[_Group]:
     """The spans in the groups that make the shortest tree: one instruction between two groups, one for an exception."""
     count = len(spans)
     firsts = [span.first for span in spans] + [WORD + 1]
-    costs = [0] * (count + 1)  # of the spans from this one on
-    groups: list[tuple[int, _Group]] = [(0, _Group(0, 0, ()))] * count  # the first of them, and where it ends
+    costs = [0] * (count + 1)  # of all spans from this one on
+    best: dict[int, tuple[int, _Group]] = {}  # the group that starts with this span, and the span that follows it
     for start in reversed(range(count)):
-        costs[start] = 2 * count
         for label in dict.fromkeys(span.label for span in spans[start : start + 2]):
             exceptions: tuple[Span, ...] = ()
             for end in range(start, count):
@@ -193,10 +193,10 @@ def _grouped(spans: Sequence[Span]) -> list[_Group]:
                     if firsts[end + 1] - firsts[end] > 1 or len(exceptions) > _MOST_EXCEPTIONS:
                         break
                 cost = 1 + len(exceptions) + costs[end + 1]
-                if cost < costs[start]:
-                    costs[start], groups[start] = cost, (end + 1, _Group(firsts[start], label, exceptions))
-    chosen, place = [], 0
+                if start not in best or cost < costs[start]:
+                    costs[start], best[start] = cost, (end + 1, _Group(firsts[start], label, exceptions))
+    groups, place = [], 0
     while place < count:
-        place, group = groups[place]
-        chosen.append(group)
-    return chosen
+        place, group = best[place]
+        groups.append(group)
+    return groups

@@ -1,20 +1,20 @@
 """The %guards (syscall_sets.GUARDS) as rules on arguments: which values of which call each of them refuses.
 
-The kernel reads an int argument from the low half of its register, and so do these rules, for a machine that is
-little-endian; where a list of what is fine ends a call for all else, anything in the high half is refused with it.
+The kernel reads an int argument from the low half of its register, and so do these rules, on a little-endian machine.
+Where a rule lists what is fine and refuses the rest, anything in the high half belongs to the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from supervisor.linux.seccomp_bpf import ARGUMENTS_OFFSET, JEQ, JGT, JSET, WORD, Condition
 
 Rule = tuple[str, tuple[Condition, ...]]
 """A call, refused when all of the conditions hold."""
 
-UNREADABLE = (("%namespaces", "clone3"), ("%setid", "openat2"))
-"""(guard, call): its flags or modes lie in memory, where no filter can look. The C library falls back to the older call."""
+UNREADABLE: Mapping[str, str] = {"%namespaces": "clone3", "%setid": "openat2"}
+"""Guard -> a call whose flags or modes lie in memory, where no filter can look: the C library falls back to the older one."""
 
 
 def guard_rules(guard: str) -> Iterator[Rule]:

@@ -25,7 +25,7 @@ _IMAGE = "supervisor-bench:true"
 _OPTIONS = [
     *("--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--user", "65534:65534"),
     *("--security-opt", "no-new-privileges", "--memory", "512m", "--pids-limit", "128", "--cpus", "1"),
-    *("--log-driver", "none"),
+    *("--cgroupns", "private", "--log-driver", "none"),
 ]
 
 

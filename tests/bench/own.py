@@ -91,14 +91,17 @@ def last_line(output: bytes) -> str:
 
 @contextlib.contextmanager
 def daemon(base: Path) -> Iterator[str]:
-    """A daemon with all its files below `base`; yields its address once it answers. Raises BenchError."""
+    """A daemon with all its files below `base`; yields its address once it answers. It ends with us, however we end.
+
+    Raises BenchError.
+    """
     runtime, log_path = base / "run", base / "daemon.log"
     address = f"unix://{runtime}/supervisor.sock"
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("SUPERVISOR_")}
     base.mkdir(mode=0o700)
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE],
+            ["setpriv", "--pdeathsig", "TERM", sys.executable, "-c", _SERVE],
             env={**inherited, "SUPERVISOR_STATE_DIR": f"{base}/state", "SUPERVISOR_RUNTIME_DIR": str(runtime)},
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -20,6 +20,12 @@ from tests.bench.subjects import BWRAP, SPAWN
 from tests.bench.throughput import CLIENTS, SUPERVISOR, Rate
 
 _WIDTH = 132
+_NOTES = (
+    "Latency is the whole run as its caller sees it: Execute over the Unix socket with output and usage in hand, or a "
+    "peer's process from posix_spawn to waitpid with its streams on /dev/null. Ratios are of medians, to the same "
+    "program; - means too few runs to tell. Supervisor and Docker have a daemon that is already running; bwrap here "
+    "sets no limits and no seccomp filter, and records nothing. Clients of the throughput are processes on these same CPUs."
+)
 
 
 @dataclass(slots=True)
@@ -106,11 +112,7 @@ def show(report: Report) -> None:
     for one in report.series:
         if one.failed:
             console.print(f"{one.subject.name}, {one.subject.program}: {one.failed} runs failed and do not count")
-    console.print(
-        "Latency is the whole run as its caller sees it, streams on /dev/null: Execute over the Unix socket, the process "
-        "of a peer. Ratios are of medians, to the same program. Supervisor and Docker have a daemon that is already "
-        "running; bwrap here sets no limits and no seccomp filter, and records nothing."
-    )
+    console.print(_NOTES)
 
 
 def describe(facts: Mapping[str, Any]) -> str:

@@ -50,6 +50,7 @@ def test_namespace_flags_agree() -> None:
     assert flags["PLAN_NOTIFY"] == protocol._NOTIFY
     assert flags["PLAN_AS_ROOT"] == protocol._AS_ROOT
     assert flags["PLAN_KEYRING"] == protocol._KEYRING
+    assert flags["PLAN_MEMFD_NOEXEC"] == protocol._MEMFD_NOEXEC
     assert flags["PLAN_NO_NEW_PRIVS"] == protocol._NO_NEW_PRIVS
 
 

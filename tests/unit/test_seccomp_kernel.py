@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -15,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.policy import Syscalls
 from supervisor.policy_file import PolicySet
 from supervisor.shipped import shipped_policy_dir
+from supervisor.syscall_sets import KNOWN_SYSCALLS, SYSCALL_SETS
 
 if sys.platform != "linux" or os.uname().machine != "x86_64":
     pytest.skip("numbers here are those of x86-64 Linux", allow_module_level=True)
@@ -100,6 +103,22 @@ def test_kernel_kills(confined: Confined, call: tuple[str, *tuple[int, ...]]) ->
     done = confined("strict", f"print('before', flush=True); call({number(name)}, *{args!r}); print('after')")
     assert done.stdout == "before\n"
     assert done.returncode == -signal.SIGSYS
+
+
+def test_kernel_agrees_on_a_filter_with_long_jumps(tmp_path: Path) -> None:
+    names = sorted(KNOWN_SYSCALLS - SYSCALL_SETS["@start"])
+    errors = itertools.cycle(sorted(errno.errorcode.values()))
+    refused = {name: error for name, error in zip(names, errors, strict=False) if syscall_number(name) is not None}
+    compiled = compile_filter(Syscalls(errno=tuple(refused.items())))
+    assert compiled.instruction_count > 2 * 255
+    program = tmp_path / "filter"
+    program.write_bytes(compiled.program)
+    script = f"print([call(nr) for nr in {[number(name) for name in refused]!r}])"
+    done = subprocess.run(
+        ["/usr/bin/python3", "-I", "-c", PRELUDE + script, str(program)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [getattr(errno, error) for error in refused.values()]
 
 
 def test_kernel_kills_other_abis(confined: Confined, tmp_path: Path) -> None:
