@@ -62,14 +62,20 @@ def set_up_error(end: SandboxEnd) -> SupervisorError:
     said = os.strerror(end.errno) if end.errno else "the launcher gave no reason"
     about = f" ({end.about})" if end.about else ""
     metadata = {"stage": end.stage, "errno": errno.errorcode.get(end.errno, str(end.errno)), "about": end.about}
-    if end.stage == "mount" and end.errno == errno.EINVAL and ", mount " in end.about:
+    where = f"mounts[{end.mount}]" if end.mount is not None else ""
+    if end.stage == "idmap":
         return HostLacks(
             f"cannot mount writable{about}: its file system takes no idmapped mounts. "
             "Mount it read-only, or copy with files and collect",
+            field=f"{where}.source" if where else "",
             metadata={**metadata, "feature": "idmapped_mounts", "remedy": "mount read-only, or use files and collect"},
         )
-    if end.stage == "mount" and end.errno in (errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP):
-        return InvalidRequest(f"cannot build the root{about}: {said}", field="mounts", metadata=metadata)
+    if end.stage == "mount" and where:
+        return InvalidRequest(
+            f"{where}.target: cannot mount there{about}: {said}", field=f"{where}.target", metadata=metadata
+        )
+    if end.stage == "mount" and end.errno in (errno.ENOSPC, errno.ENOMEM):
+        return InvalidRequest(f"the limits leave no room for the run's own root{about}: {said}", field="limits")
     return LaunchFailed(f"sandbox set-up failed at {end.stage}{about}: {said}", metadata=metadata)
 
 

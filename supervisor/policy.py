@@ -25,7 +25,13 @@ FRACTION_KEYS = frozenset({"wall_seconds", "cpu_seconds", "cpus"})
 
 INT_MAX = 2**63 - 1
 _LARGEST: Mapping[str, float] = {"wall_seconds": 10**9, "cpu_seconds": 10**9, "cpus": 10**5}
-_SMALLEST: Mapping[str, float] = {"wall_seconds": 0.001, "cpu_seconds": 0.001, "cpus": 0.01, "memory": 1 << 20}
+_SMALLEST: Mapping[str, float] = {
+    "wall_seconds": 0.001,
+    "cpu_seconds": 0.001,
+    "cpus": 0.01,
+    "memory": 1 << 20,
+    "open_files": 8,
+}
 
 _NETWORK_ORDER = (NetworkMode.NONE, NetworkMode.INTERNAL, NetworkMode.FILTERED, NetworkMode.FULL)
 _TRACE_ORDER = (TraceLevel.OFF, TraceLevel.SUMMARY, TraceLevel.FULL)
@@ -277,12 +283,22 @@ def _narrow_limits(policy: Policy, requested: Mapping[str, float | int]) -> Limi
         maximum = getattr(policy.limits_max, key)
         if maximum is not None and checked > maximum:
             raise PolicyRefused(
-                f"limits.{key}: {checked} is more than the {maximum} that policy '{policy.name}' allows",
+                f"limits.{key}: {_measure(key, checked)} is wider than policy {policy.name} allows "
+                f"({_measure(key, maximum)})",
                 field=f"limits.{key}",
                 metadata={"policy": policy.name, "requested": str(checked), "maximum": str(maximum)},
             )
         values[key] = checked
     return Limits(**values)  # type: ignore[arg-type]  # check_limit has given each key its own type
+
+
+def _measure(key: str, value: float) -> str:
+    """A limit as people write it: sizes with a unit where that is exact."""
+    if key in SIZE_KEYS:
+        for unit, size in (("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10)):
+            if value >= size and value % size == 0:
+                return f"{int(value) // size}{unit}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _narrow_network(policy: Policy, requested: NetworkMode | None) -> NetworkMode:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from supervisor.model import (
     Enforcement,
@@ -24,7 +25,7 @@ from supervisor.v1 import run_pb2 as pb
 
 CHUNK_BYTES = 1 << 20
 """Most data in one message of a stream."""
-OUTCOMES = {outcome: pb.Outcome.Value(f"OUTCOME_{outcome.name}") for outcome in Outcome}
+OUTCOMES: dict[Outcome, Any] = {outcome: pb.Outcome.Value(f"OUTCOME_{outcome.name}") for outcome in Outcome}
 STATES = {"queued": pb.RUN_STATE_QUEUED, "running": pb.RUN_STATE_RUNNING, "ended": pb.RUN_STATE_ENDED}
 STATE_NAMES = {number: name for name, number in STATES.items()} | {pb.RUN_STATE_UNSPECIFIED: ""}
 

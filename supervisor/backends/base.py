@@ -16,7 +16,7 @@ from supervisor.policy import EffectivePolicy
 class SandboxEnd:
     """How a sandbox ended, before anyone has judged it.
 
-    `status` is waitpid(2)'s of the program, None when it was ended together with its sandbox. `stage` names a set-up
+    `mount` is the request's mount that the step was about, if it was. `status` is waitpid(2)'s of the program, None when it was ended together with its sandbox. `stage` names a set-up
     step that failed (empty: none), with its `errno` and, for a step that is one of several, what it was about.
     """
 
@@ -27,6 +27,7 @@ class SandboxEnd:
     stage: str = ""
     errno: int = 0
     about: str = ""
+    mount: int | None = None
 
 
 class Sandbox(Protocol):

@@ -178,7 +178,7 @@ class NativeSandbox:
         return self._stdin is not None
 
     def signal(self, number: int) -> None:
-        """To the program alone, through its init. SIGKILL and SIGSTOP stand as real-time signals, see init.c."""
+        """To the program's process group, through its init. SIGKILL and SIGSTOP stand as real-time signals, see init.c."""
         if self._pidfd < 0:
             self._take_pidfd()
         passed = _STAND_INS.get(number, number)
@@ -257,6 +257,7 @@ class NativeSandbox:
             stage=stage,
             errno=reply.errno,
             about=self._about(reply),
+            mount=self._mount_at_fault(reply),
         )
 
     def _violations(self, reply: Reply) -> list[Violation]:
@@ -279,6 +280,14 @@ class NativeSandbox:
                 )
             )
         return found
+
+    def _mount_at_fault(self, reply: Reply) -> int | None:
+        """Which of the request's mounts the failed step made room for or mounted."""
+        if reply.stage not in ("mount", "idmap") or not 0 <= reply.index < len(self._plan.ops):
+            return None
+        target = self._plan.ops[reply.index].target
+        asked = [mount.target for mount in self._request.spec.mounts]
+        return asked.index(target) if target in asked else None
 
     def _about(self, reply: Reply) -> str:
         if reply.stage in ("mount", "idmap") and 0 <= reply.index < len(self._plan.ops):

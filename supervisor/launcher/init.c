@@ -193,7 +193,11 @@ static void pass_on(int signals, struct report *report, pid_t program)
 			number = SIGKILL;
 		else if (number == SIGRTMAX - 1)
 			number = SIGSTOP;
-		kill(program, number);
+		/*
+		 * To its process group, as a terminal would: a shell that waits for its child does
+		 * not die of a SIGINT that the child has not got.
+		 */
+		kill(-program, number);
 	}
 	reap(report, program);
 }
@@ -219,6 +223,19 @@ static void close_all_but(int a, int b, int c)
 		from = keep[i] + 1;
 	}
 	syscall(SYS_close_range, (unsigned int)from, ~0u, 0);
+}
+
+/* Beside 0, 1 and 2. */
+static void keep_only(int a, int b)
+{
+	int low = a < b ? a : b;
+	int high = a < b ? b : a;
+
+	if (low > 3)
+		syscall(SYS_close_range, 3, (unsigned int)low - 1, 0);
+	if (high > low + 1)
+		syscall(SYS_close_range, (unsigned int)low + 1, (unsigned int)high - 1, 0);
+	syscall(SYS_close_range, (unsigned int)high + 1, ~0u, 0);
 }
 
 /* Onto 0, 1 and 2, in an order that loses none of them. */
@@ -261,6 +278,9 @@ _Noreturn void init_main(struct sandbox *sandbox)
 	} else if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)) {
 		sandbox_fail(report, STAGE_USER, 6, errno);
 	}
+	/* What building the root needed goes first: the filter's listener must fit under a low
+	 * RLIMIT_NOFILE. */
+	keep_only(sandbox->sync_fd, sandbox->proc_fd);
 	signals = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (signals < 0)
 		sandbox_fail(report, STAGE_FORK, 0, errno);

@@ -204,8 +204,10 @@ static int mount_given(struct sandbox *sandbox, int root, const struct op *op, i
 	int idmap = (op->w.flags & OP_IDMAP) ? sandbox->idmap_fds[index] : -1;
 
 	if (set_attributes(op->w.fd, op->w.attr_set, idmap, recursive)) {
-		if (idmap < 0 || !(op->w.flags & OP_IDMAP_OPTIONAL) || errno != EINVAL)
+		if (idmap < 0 || errno != EINVAL)
 			return -1;
+		if (!(op->w.flags & OP_IDMAP_OPTIONAL))
+			sandbox_fail(sandbox->report, STAGE_IDMAP, index, errno);
 		if (set_attributes(op->w.fd, op->w.attr_set, -1, recursive))
 			return -1;
 		sandbox->report->idmap_skipped |= UINT64_C(1) << mount_number(sandbox->plan, index);

@@ -83,8 +83,10 @@ void user_set_up(struct sandbox *sandbox)
 	const struct plan_wire *w = &sandbox->plan->w;
 	struct report *report = sandbox->report;
 
-	/* What memfd_create(2) makes is never executable; the sysctl belongs to the pid namespace. */
-	if ((w->flags & PLAN_MEMFD_NOEXEC) && write_proc(sandbox->proc_fd, "sys/vm/memfd_noexec", "2"))
+	/* What memfd_create(2) makes is never executable; the sysctl belongs to the pid namespace.
+	 */
+	if ((w->flags & PLAN_MEMFD_NOEXEC) &&
+	    write_proc(sandbox->proc_fd, "sys/vm/memfd_noexec", "2"))
 		sandbox_fail(report, STAGE_USER, 7, errno);
 	if (w->oom_score_adj) {
 		char text[16];

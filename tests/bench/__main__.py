@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -32,6 +33,7 @@ from tests.bench.subjects import (
 )
 
 _ROUNDS = 500
+_LATENCY_SECONDS = 45.0
 _QUIET_SECONDS = 2.0
 _PROGRESS_SECONDS = 5.0
 _DYNAMIC = "/usr/bin/true"
@@ -72,9 +74,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--rounds",
         type=_count,
-        default=_ROUNDS,
+        default=None,
         metavar="N",
-        help="rounds (default %(default)s); what is slow runs in fewer of them",
+        help=f"rounds (default: {_ROUNDS}, fewer where they would take too long); what is slow runs in some of them",
     )
     parser.add_argument(
         "--peers", type=_peers, default=list(PEERS), metavar="LIST", help=f"of {','.join(PEERS)} (the default), or none"
@@ -83,7 +85,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _run(report: Report, peers: Sequence[str], progress: Progress, stack: contextlib.ExitStack) -> None:
+def _run(
+    report: Report, rounds: int | None, peers: Sequence[str], progress: Progress, stack: contextlib.ExitStack
+) -> None:
     base = stack.enter_context(scratch())
     static = compile_true(base / "bench")
     mount = f"{static.parent}:{GUEST_DIR}:ro"
@@ -123,8 +127,9 @@ def _run(report: Report, peers: Sequence[str], progress: Progress, stack: contex
             costs.append((subject, cost_seconds(subject)))
         except BenchError as error:
             report.skipped[f"{subject.name}, {subject.program}"] = str(error)
-    report.series = latency.plan(costs, report.rounds)
-    latency.measure(report.series, report.rounds, progress)
+    report.series = latency.plan(costs, rounds or _ROUNDS)
+    seconds = math.inf if rounds else _LATENCY_SECONDS
+    report.rounds = latency.measure(report.series, rounds or _ROUNDS, seconds, progress)
     measured = {subject.name for subject, _ in costs if subject.program == "static"}
     if throughput.SUPERVISOR in measured:
         argv = bwrap_argv(static.parent, _GUEST_TRUE) if BWRAP in measured else None
@@ -144,11 +149,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     signal.signal(signal.SIGTERM, _terminate)
     began = time.monotonic()
-    report = Report(machine(), arguments.rounds)
+    report = Report(machine())
     stack = contextlib.ExitStack()
     try:
         enter_private_mounts()
-        _run(report, arguments.peers, Progress(), stack)
+        _run(report, arguments.rounds, arguments.peers, Progress(), stack)
     except BenchError as error:
         sys.stderr.write(f"bench: {error}\n")
         return 1

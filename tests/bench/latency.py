@@ -40,10 +40,13 @@ def plan(costs: Sequence[tuple[Subject, float]], rounds: int) -> list[Series]:
     return [Series(subject, min(rounds, max(_LEAST, int(_SECONDS_EACH / max(cost, 1e-6))))) for subject, cost in costs]
 
 
-def measure(series: Sequence[Series], rounds: int, progress: Callable[[str], None]) -> None:
-    """Fills the series."""
+def measure(series: Sequence[Series], rounds: int, seconds: float, progress: Callable[[str], None]) -> int:
+    """Fills the series, for `rounds` or until `seconds` have passed; returns how many rounds it was."""
     order = random.Random(1)
+    deadline = time.monotonic() + seconds
     for number in range(rounds):
+        if time.monotonic() > deadline:
+            return number
         progress(f"latency, round {number + 1} of {rounds}")
         due = [s for s in series if (number + 1) * s.planned // rounds > number * s.planned // rounds]
         order.shuffle(due)
@@ -53,9 +56,10 @@ def measure(series: Sequence[Series], rounds: int, progress: Callable[[str], Non
             good = once()
             taken = time.perf_counter_ns() - before
             if good:
-                one.times.append(taken / 1e6)
+                one.times.append(round(taken / 1e6, 4))
             else:
                 one.failed += 1
+    return rounds
 
 
 def reference(series: Sequence[Series], name: str, program: str) -> float | None:

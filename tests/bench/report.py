@@ -32,15 +32,15 @@ _NOTES = (
 class Report:
     """All that one run of the benchmark found out."""
 
-    machine: Mapping[str, object]
-    rounds: int
+    machine: Mapping[str, Any]
+    rounds: int = 0
     series: list[Series] = field(default_factory=list)
     rates: list[Rate] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
 
-def machine() -> dict[str, object]:
+def machine() -> dict[str, Any]:
     """What the numbers depend on; the load is the one from before the benchmark."""
     model = platform.machine()
     with contextlib.suppress(OSError, StopIteration):
@@ -64,7 +64,7 @@ def _cgroup_mode() -> str:
 
 
 def _ratio(value: float | None, base: float | None) -> float | None:
-    return value / base if value is not None and base else None
+    return round(value / base, 3) if value is not None and base else None
 
 
 def _latency_rows(series: Sequence[Series]) -> list[dict[str, Any]]:
@@ -93,7 +93,7 @@ def as_json(report: Report) -> dict[str, Any]:
     return {
         "machine": dict(report.machine),
         "rounds": report.rounds,
-        "seconds": report.seconds,
+        "seconds": round(report.seconds, 1),
         "latency": _latency_rows(report.series),
         "throughput": [asdict(rate) for rate in report.rates],
         "skipped": report.skipped,
@@ -104,6 +104,8 @@ def show(report: Report) -> None:
     """Prints the tables on stdout."""
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     console.print(describe(report.machine), markup=False)
+    if report.machine["load_average"][0] > report.machine["cpus"] / 2:
+        console.print("The machine was busy before this began: trust the ratios, not the milliseconds.")
     console.print(_latency_table(report.series))
     if report.rates:
         console.print(_throughput_table(report.rates))

@@ -56,7 +56,7 @@ def measure(
         for repeat in range(_REPEATS):
             for clients in CLIENTS:
                 for subject in subjects if repeat % 2 == 0 else reversed(subjects):
-                    progress(f"throughput, {clients} clients")
+                    progress(f"throughput, {clients} at once")
                     start = time.monotonic() + _HEAD_START_SECONDS
                     for worker in workers[:clients]:
                         _tell(worker, subject, start)
@@ -66,7 +66,7 @@ def measure(
         Rate(
             subject,
             clients,
-            sum(runs / seconds for runs, _, seconds in answers) / _REPEATS,
+            round(sum(runs / seconds for runs, _, seconds in answers) / _REPEATS, 1),
             sum(runs for runs, _, _ in answers),
             sum(failed for _, failed, _ in answers),
         )
