@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from supervisor.v1 import host_pb2_grpc, policy_pb2_grpc, run_pb2, run_pb2_grpc
+from supervisor.v1 import policy_pb2_grpc, run_pb2, run_pb2_grpc
 
 TIME_FACTOR = float(os.environ.get("SUPERVISOR_TIME_FACTOR", "1"))
 """How much slower than an ordinary machine this one is; every limit of time in these tests is multiplied by it."""
@@ -37,7 +37,6 @@ Argument = str | bytes
 # The generated stubs carry no types.
 RunStub: Any = run_pb2_grpc.RunServiceStub
 PolicyStub: Any = policy_pb2_grpc.PolicyServiceStub
-HostStub: Any = host_pb2_grpc.HostServiceStub
 
 
 def scaled(seconds: float) -> float:
@@ -364,31 +363,22 @@ def compile_attacks(target: Path) -> Path:
 
 
 class AbstractListener:
-    """An abstract Unix socket of the host; `reached` once anything connects to it or sends it a datagram."""
+    """An abstract Unix socket of the host named `name`; `reached` once anything has connected to it."""
 
     def __init__(self, name: str) -> None:
-        self.stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.stream.bind("\0" + name)
-        self.stream.listen(8)
-        self.stream.setblocking(False)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.bind("\0" + name)
+        self._socket.listen(8)
+        self._socket.setblocking(False)
 
     @property
     def reached(self) -> bool:
         try:
-            peer, _ = self.stream.accept()
+            peer, _ = self._socket.accept()
         except BlockingIOError:
             return False
         peer.close()
         return True
 
     def close(self) -> None:
-        self.stream.close()
-
-
-def json_lines(output: bytes) -> Iterator[Any]:
-    for line in output.splitlines():
-        yield json.loads(line)
-
-
-def names(values: Sequence[bytes]) -> list[str]:
-    return [os.fsdecode(v) for v in values]
+        self._socket.close()

@@ -119,6 +119,8 @@ ALSO = {
     "setns_pidfd": {"ESRCH"},
     "userfaultfd": {"ENOSYS"},
 }
+# What a system call filter answers does not depend on the machine: where time is short, the default policy's is tried.
+STRICT_FIRST = ("strict", pytest.param("moderate", marks=pytest.mark.slow))
 # Sockets that are harmless without a capability in a network namespace of one's own, which moderate leaves.
 LEFT_BY_MODERATE = {"netlink_audit", "netlink_netfilter"}
 
@@ -149,7 +151,7 @@ def judge(client: Supervisor, result: RunResult, name: str, killer: str, policy:
     assert told[0][2] in ANY | ALSO.get(name, set()), told
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", STRICT_FIRST)
 @pytest.mark.parametrize("name", KERNEL)
 def test_kernel(supervisor: Supervisor, attacks: Path, witnesses: Witnesses, name: str, policy: str) -> None:
     result = attack(supervisor, attacks, policy, "/attacks/escape_kernel", name)
@@ -157,7 +159,7 @@ def test_kernel(supervisor: Supervisor, attacks: Path, witnesses: Witnesses, nam
     witnesses.check()
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", STRICT_FIRST)
 @pytest.mark.parametrize("name", SPACE)
 def test_space(supervisor: Supervisor, attacks: Path, witnesses: Witnesses, name: str, policy: str) -> None:
     result = attack(supervisor, attacks, policy, "/attacks/escape_space", name)
@@ -251,12 +253,8 @@ def test_sockets_of_the_host(
     daemon: Daemon,
     policy: str,
 ) -> None:
-    listener = AbstractListener(f"supervisor-test-{uuid.uuid4().hex}")
-    name = (
-        listener.stream.getsockname().decode().removeprefix("\0")
-        if isinstance(listener.stream.getsockname(), bytes)
-        else str(listener.stream.getsockname()).removeprefix("\0")
-    )
+    name = f"supervisor-test-{uuid.uuid4().hex}"
+    listener = AbstractListener(name)
     try:
         result = attack(supervisor, attacks, policy, "/attacks/escape_space", "abstract_socket", name)
         assert_no_effect(result)

@@ -11,10 +11,11 @@ import pytest
 
 from supervisor.client import Supervisor
 from supervisor.v1 import run_pb2
-from tests.host.daemon_fixture import Daemon, LiveRun, host_processes, scaled, spec, wait_until
+from tests.host.daemon_fixture import SLOW_MACHINE, Daemon, LiveRun, host_processes, scaled, spec, wait_until
 from tests.host.witnesses import POLICIES, Witnesses, watched
 
 LEAVE = ("double_fork", "hold_output", "disguised")
+SECONDS = 0.5 if not SLOW_MACHINE else 3.0
 STAY = ("ignore_signals", "parent_death", "fork_storm", "uninterruptible", "stopped", "leader_gone")
 
 
@@ -48,7 +49,7 @@ def test_run_ends_with_its_program(
 @pytest.mark.parametrize("way", STAY)
 def test_wall_clock_ends_it(supervisor: Supervisor, attacks: Path, witnesses: Witnesses, way: str, policy: str) -> None:
     token = uuid.uuid4().hex
-    limit = scaled(0.5)
+    limit = SECONDS
     result = supervisor.execute(
         ["/attacks/outlive", way, token], policy=policy, timeout=limit, pids=40, mounts=[f"{attacks}:/attacks:ro"]
     )
@@ -89,7 +90,7 @@ def test_fork_storm_behind_a_living_program(
 ) -> None:
     token = uuid.uuid4().hex
     script = f"trap '' TERM; /attacks/outlive fork_storm {token} & kill -STOP $$"
-    limit = scaled(1)
+    limit = 2 * SECONDS
     result = supervisor.execute(
         ["sh", "-c", script], policy=policy, timeout=limit, pids=60, mounts=[f"{attacks}:/attacks:ro"]
     )
