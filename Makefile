@@ -90,12 +90,12 @@ soak: setup-test ## thousands of mixed runs, for hours if asked
 bench: setup-bench ## latency beside peers, as ratios; never part of pass or fail
 	@$(BIN)/python -m tests.bench $(ARGS)
 
-lint: setup ## ruff, mypy --strict, import contracts; clang-format where it is installed
+lint: setup ## ruff, mypy --strict, import contracts; clang-format where Debian 12's is installed
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	@! command -v clang-format >/dev/null || clang-format --dry-run -Werror $(wildcard $(LAUNCHER)/*.c $(LAUNCHER)/*.h)
+	@! clang-format --version 2>/dev/null | grep -q 'version 14' || clang-format --dry-run -Werror $(wildcard $(LAUNCHER)/*.c $(LAUNCHER)/*.h)
 
 format: setup ## let ruff and clang-format rewrite the sources
 	$(BIN)/ruff check --fix --quiet || true

@@ -210,6 +210,13 @@ class Run:
 
         self._cpu_timer = loop.call_later(limit / parallel, look)
 
+    def current(self) -> RunRecord:
+        """The record as of now: of a run that is alive, with what it has used so far."""
+        if self.sandbox is None or self.record.state != "running" or self.record.started_at is None:
+            return self.record
+        usage = replace(self.sandbox.usage(), wall_seconds=time.time() - self.record.started_at)
+        return replace(self.record, usage=usage)
+
     def _on_over(self, stream: Stream) -> None:
         self._over.add(stream)
         self.stop(Outcome.OUTPUT_LIMIT)
@@ -253,9 +260,8 @@ class Run:
 
     def _abandon(self, detail: str) -> None:
         """The record of a run that came to nothing through us or its request; the client gets the error."""
-        self.record = replace(
-            self.record, state="ended", ended_at=time.time(), outcome=Outcome.NOT_STARTED, detail=detail
-        )
+        outcome = Outcome.LOST if self._told_started else Outcome.NOT_STARTED
+        self.record = replace(self.record, state="ended", ended_at=time.time(), outcome=outcome, detail=detail)
         self._house.records.finish(self.record)
 
 

@@ -150,15 +150,15 @@ class Runs:
 
     def get(self, run_id: str) -> RunRecord:
         run = self._alive.get(run_id)
-        return run.record if run is not None else self._house.records.get(run_id)
+        return run.current() if run is not None else self._house.records.get(run_id)
 
     def list(self, *, agent: str = "", state: str = "", limit: int = 100, before: str = "") -> builtins.list[RunRecord]:
         found = self._house.records.list(agent=agent, state="", limit=limit, before=before)
         if not state:
-            return [self._alive[r.run_id].record if r.run_id in self._alive else r for r in found]
+            return [self._alive[r.run_id].current() if r.run_id in self._alive else r for r in found]
         if state == "ended":
             return self._house.records.list(agent=agent, state=state, limit=limit, before=before)
-        alive = [run.record for run in self._alive.values() if run.record.state == state]
+        alive = [run.current() for run in self._alive.values() if run.record.state == state]
         alive = [r for r in alive if (not agent or r.agent == agent) and (not before or r.run_id < before)]
         return sorted(alive, key=lambda record: record.run_id, reverse=True)[:limit]
 

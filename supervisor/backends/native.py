@@ -15,9 +15,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
+import structlog
+
 from supervisor.backends.base import SandboxRequest
 from supervisor.backends.native_sandbox import NativeSandbox, NativeSettings, SentDescriptors, remove_group
-from supervisor.errors import Exhausted, HostLacks, InvalidRequest
+from supervisor.errors import Exhausted, HostLacks, InvalidRequest, LaunchFailed
 from supervisor.launcher.process import Launcher
 from supervisor.launcher.protocol import Descriptors, encode_plan
 from supervisor.linux import files, rootfs, sources
@@ -27,6 +29,8 @@ from supervisor.model import HostFeatures, RunSpec
 from supervisor.plan import LaunchPlan, build
 from supervisor.plan_root import WORK, RootView
 from supervisor.policy import EffectivePolicy, Policy
+
+log = structlog.get_logger(__name__)
 
 _MAX_FILTERS = 64
 
@@ -65,22 +69,48 @@ class NativeBackend:
     _view: RootView = field(default_factory=rootfs.host_view)
     _filters: dict[tuple[str, bool], bytes] = field(default_factory=dict)
     _uids: UidPool = field(init=False)
+    _reviving: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._uids = UidPool(self.settings.uid_base, self.settings.uid_count)
 
     async def open(self) -> None:
         """Gives every launcher its templates. Raises LaunchFailed."""
-        loop = asyncio.get_running_loop()
         for launcher in self.launchers:
-            launcher.attach(loop)
-            for name, fd in rootfs.host_templates(self._view).items():
-                try:
-                    await launcher.add_template(name, fd)
-                finally:
-                    os.close(fd)
+            await self._prepare_launcher(launcher)
+            launcher.on_gone = self._on_launcher_gone
+
+    async def _prepare_launcher(self, launcher: Launcher) -> None:
+        launcher.attach(asyncio.get_running_loop())
+        for name, fd in rootfs.host_templates(self._view).items():
+            try:
+                await launcher.add_template(name, fd)
+            finally:
+                os.close(fd)
+
+    def _on_launcher_gone(self, launcher: Launcher) -> None:
+        reviving = asyncio.get_running_loop().create_task(self._revive(launcher))
+        self._reviving.add(reviving)
+        reviving.add_done_callback(self._reviving.discard)
+
+    async def _revive(self, launcher: Launcher) -> None:
+        """Somebody killed it, or a defect of ours did: its runs are lost, the next ones need not be."""
+        delay = 0.1
+        while True:
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 10.0)
+            try:
+                await asyncio.to_thread(launcher.spawn)
+                await self._prepare_launcher(launcher)
+            except (LaunchFailed, OSError) as error:
+                log.error("launcher_not_restarted", error=str(error))
+                continue
+            log.warning("launcher_restarted")
+            return
 
     async def close(self) -> None:
+        for task in tuple(self._reviving):
+            task.cancel()
         for launcher in self.launchers:
             launcher.close()
 
@@ -146,7 +176,10 @@ class NativeBackend:
             file_mounts=root.file_mounts,
             owners=root.owners,
         )
-        launcher = min(self.launchers, key=lambda one: one.alive)
+        ready = [launcher for launcher in self.launchers if launcher.is_open]
+        if not ready:
+            raise LaunchFailed("every launcher has ended; they are being restarted", metadata={"stage": "launcher"})
+        launcher = min(ready, key=lambda one: one.alive)
         sandbox.launched = launcher.launch(body, sent.fds, sent.close)
         # Registered last, hence first to happen: whatever is alive is ended before anything is taken from under it.
         stack.push_async_callback(sandbox.end)

@@ -21,7 +21,7 @@ from supervisor.launcher.protocol import Reply, ReplyKind
 from supervisor.linux import files
 from supervisor.linux.cgroup import RunGroup
 from supervisor.linux.seccomp import decode_syscall
-from supervisor.model import Enforcement, OutputFile, Stream, Violation
+from supervisor.model import Enforcement, OutputFile, Stream, Usage, Violation
 from supervisor.plan import LaunchPlan
 from supervisor.plan_root import OpKind
 from supervisor.streams import InputWriter, OutputReader
@@ -193,6 +193,12 @@ class NativeSandbox:
 
     def kill(self) -> None:
         self._group.kill()
+
+    def usage(self) -> Usage:
+        try:
+            return self._group.usage()
+        except OSError:
+            return Usage()
 
     def cpu_seconds(self) -> float:
         return self._group.cpu_seconds()

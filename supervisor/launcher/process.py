@@ -57,6 +57,7 @@ class Launcher:
     path: Path
     process: subprocess.Popen[bytes] | None = None
     alive: int = 0
+    on_gone: Callable[[Launcher], None] | None = None
     _socket: socket.socket | None = None
     _next: int = 1
     _runs: dict[int, Launched] = field(default_factory=dict)
@@ -64,7 +65,10 @@ class Launcher:
     _loop: asyncio.AbstractEventLoop | None = None
 
     def spawn(self) -> None:
-        """Starts the process; before the event loop and before gRPC. Raises LaunchFailed."""
+        """Starts the process. Raises LaunchFailed.
+
+        Done before gRPC has threads; again only after a launcher's sudden end, when subprocess' vfork(2) and exec it is.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
@@ -131,6 +135,10 @@ class Launcher:
                 self.process.kill()
                 self.process.wait()
             self.process = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._socket is not None
 
     # --- the socket ---
 
@@ -230,6 +238,8 @@ class Launcher:
                     future.cancel()
         self._runs.clear()
         self.alive = 0
+        if self.on_gone is not None:
+            self.on_gone(self)
 
 
 def _sealed_memfd(data: bytes) -> int:
