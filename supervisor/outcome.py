@@ -86,7 +86,7 @@ def _by_itself(end: SandboxEnd, status: int, limits: Limits) -> Verdict:
     number = os.WTERMSIG(status)
     if number == signal.SIGKILL and end.usage.oom_kills:
         return _out_of_memory(limits)
-    if number == signal.SIGSYS:
+    if number == signal.SIGSYS and end.filter_kills:
         return Verdict(Outcome.VIOLATION, "killed: a forbidden system call", signal=number)
     if number == signal.SIGXCPU and limits.cpu_seconds is not None:
         return Verdict(Outcome.CPU_LIMIT, f"killed: CPU time limit of {limits.cpu_seconds:g} s", signal=number)

@@ -27,7 +27,7 @@ RUN_UID_MIN = 65536
 
 _LAUNCHER_COMM = "supervisor-laun"
 _GROUP = re.compile(r"(?:^|/)supervisor(?:/|$)")
-_OUR_DIRECTORIES = re.compile(r"supervisor-(?!test-|vm-|proto-|demo-)")
+_OUR_DIRECTORIES = re.compile(r"supervisor-(?!test-|vm-|proto-|demo-|bench-)")
 _NUMBERED = re.compile(r"\[?\d+\]?$")
 
 
@@ -95,7 +95,8 @@ def _supervised(processes: Mapping[int, Process]) -> list[Process]:
 
 
 def _describe(process: Process) -> str:
-    return f"process {process.pid} ({process.comm}, {process.state})"
+    # Not its state: one that sleeps now and ran before is the same.
+    return f"process {process.pid} ({process.comm})"
 
 
 def _links(directory: str) -> dict[str, str]:

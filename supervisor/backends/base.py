@@ -16,8 +16,10 @@ from supervisor.policy import EffectivePolicy
 class SandboxEnd:
     """How a sandbox ended, before anyone has judged it.
 
-    `mount` is the request's mount that the step was about, if it was. `status` is waitpid(2)'s of the program, None when it was ended together with its sandbox. `stage` names a set-up
-    step that failed (empty: none), with its `errno` and, for a step that is one of several, what it was about.
+    `status` is waitpid(2)'s of the program, None when it was ended together with its sandbox. `stage` names a set-up step
+    that failed (empty: none), with its `errno` and, for a step that is one of several, what it was `about`; `mount` is the
+    index of the request's mount if it was about one. `filter_kills`: the seccomp filter kills by itself, with SIGSYS, and
+    leaves no other evidence; otherwise a SIGSYS is a signal like any other.
     """
 
     status: int | None
@@ -28,6 +30,7 @@ class SandboxEnd:
     errno: int = 0
     about: str = ""
     mount: int | None = None
+    filter_kills: bool = False
 
 
 class Sandbox(Protocol):

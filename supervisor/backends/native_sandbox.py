@@ -264,6 +264,7 @@ class NativeSandbox:
             errno=reply.errno,
             about=self._about(reply),
             mount=self._mount_at_fault(reply),
+            filter_kills=self._plan.syscalls is not None and not self._plan.notify,
         )
 
     def _violations(self, reply: Reply) -> list[Violation]:

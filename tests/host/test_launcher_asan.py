@@ -65,6 +65,7 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AsanLauncher]
         )
     theirs.close()
     started = AsanLauncher(process, ours)
+    started.ping()  # it is in its own mount namespace by then, and no later look finds it moved
     yield started
     ours.close()
     status = process.wait(timeout=30)
