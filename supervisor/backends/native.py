@@ -67,6 +67,7 @@ class NativeBackend:
     launchers: list[Launcher]
     name: str = "native"
     _view: RootView = field(default_factory=rootfs.host_view)
+    _etc: rootfs.Etc = field(default_factory=rootfs.read_etc)
     _filters: dict[tuple[str, bool], bytes] = field(default_factory=dict)
     _uids: UidPool = field(init=False)
     _reviving: set[asyncio.Task[None]] = field(default_factory=set)
@@ -82,7 +83,7 @@ class NativeBackend:
 
     async def _prepare_launcher(self, launcher: Launcher) -> None:
         launcher.attach(asyncio.get_running_loop())
-        for name, fd in rootfs.host_templates(self._view).items():
+        for name, fd in rootfs.host_templates(self._view, self._etc).items():
             try:
                 await launcher.add_template(name, fd)
             finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from supervisor.linux import mounts
@@ -75,14 +76,14 @@ def host_view(root: str = "/") -> RootView:
     return RootView(tuple(entries))
 
 
-def host_templates(view: RootView) -> dict[bytes, int]:
-    """Template name -> detached mount for the launchers to attach; each descriptor is the caller's. Raises OSError."""
+def host_templates(view: RootView, etc: Etc) -> dict[bytes, int]:
+    """Template name -> detached mount for a launcher to attach; each descriptor is the caller's. Raises OSError."""
     templates = {}
     for entry in view.entries:
         if not entry.template:
             continue
         if entry.name == b"etc":
-            templates[entry.name] = _build_etc()
+            templates[entry.name] = _mount_etc(etc)
             continue
         fd = os.open(b"/" + entry.name, os.O_PATH | os.O_DIRECTORY)
         try:
@@ -122,16 +123,62 @@ _OWN_INODES = 48
 """Directories, links and devices of the root itself, which are not the run's to pay."""
 
 
-def _build_etc() -> int:
-    """A tmpfs with a minimal /etc, read-only. Raises OSError."""
+@dataclass(slots=True)
+class Etc:
+    """The content of a run's /etc, by path below it: directories (parents first), links, files."""
+
+    directories: list[str] = field(default_factory=list)
+    links: dict[str, str] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+def read_etc(root: Path = Path("/etc")) -> Etc:
+    """What a run's /etc shows: a little of the host's that everybody may read, and what is built. Read once, kept."""
+    etc = Etc()
+    budget = _ETC_COPY_BYTES
+    for name in _ETC_COPIED:
+        budget = _read(etc, root / name, name, budget, root)
+    etc.files.update({name: text.encode() for name, text in _ETC_BUILT.items()})
+    return etc
+
+
+def _read(etc: Etc, source: Path, name: str, budget: int, root: Path) -> int:
+    """Takes a file, link or tree into `etc`; returns what is left of `budget` bytes."""
+    try:
+        found = source.lstat()
+    except OSError:
+        return budget
+    parent = os.path.dirname(name)
+    if parent and parent not in etc.directories:
+        etc.directories.append(parent)
+    if stat.S_ISLNK(found.st_mode):
+        link = os.readlink(source)
+        if link.startswith(("/usr/", "../usr/")) or source.parent != root:
+            etc.links[name] = link
+        elif source.exists():
+            return _read(etc, source.resolve(), name, budget, root)
+    elif stat.S_ISDIR(found.st_mode):
+        if name not in etc.directories:
+            etc.directories.append(name)
+        for child in sorted(source.iterdir()):
+            budget = _read(etc, child, f"{name}/{child.name}", budget, root)
+    elif stat.S_ISREG(found.st_mode) and found.st_mode & stat.S_IROTH and found.st_size <= budget:
+        etc.files[name] = source.read_bytes()
+        budget -= found.st_size
+    return budget
+
+
+def _mount_etc(etc: Etc) -> int:
+    """A detached tmpfs that holds `etc`, read-only. Raises OSError."""
     fd = mounts.new_mount("tmpfs", [("mode", "755"), ("size", str(2 * _ETC_COPY_BYTES))], NOSUID | NODEV | NOEXEC)
     previous = os.umask(0o022)
     try:
-        budget = _ETC_COPY_BYTES
-        for name in _ETC_COPIED:
-            budget = _copy(Path("/etc") / name, fd, name, budget)
-        for name, text in _ETC_BUILT.items():
-            _write(fd, name, text.encode())
+        for name in etc.directories:
+            _make_directories(fd, name)
+        for name, link in etc.links.items():
+            os.symlink(link, name, dir_fd=fd)
+        for name, data in etc.files.items():
+            _write(fd, name, data)
         mounts.set_attributes(fd, RDONLY | NOSUID | NODEV | NOEXEC)
     except BaseException:
         os.close(fd)
@@ -139,33 +186,6 @@ def _build_etc() -> int:
     finally:
         os.umask(previous)
     return fd
-
-
-def _copy(source: Path, root: int, name: str, budget: int) -> int:
-    """Copies a file, link or tree of the host's /etc that everybody may read; returns what is left of `budget` bytes."""
-    try:
-        found = source.lstat()
-    except OSError:
-        return budget
-    parent = os.path.dirname(name)
-    if parent:
-        _make_directories(root, parent)
-    if stat.S_ISLNK(found.st_mode):
-        link = os.readlink(source)
-        if link.startswith(("/usr/", "../usr/")) or source.parent != Path("/etc"):
-            os.symlink(link, name, dir_fd=root)
-            return budget
-        if not source.exists():
-            return budget
-        return _copy(source.resolve(), root, name, budget)
-    if stat.S_ISDIR(found.st_mode):
-        _make_directories(root, name)
-        for child in sorted(source.iterdir()):
-            budget = _copy(child, root, f"{name}/{child.name}", budget)
-    elif stat.S_ISREG(found.st_mode) and found.st_mode & stat.S_IROTH and found.st_size <= budget:
-        _write(root, name, source.read_bytes())
-        budget -= found.st_size
-    return budget
 
 
 def _make_directories(root: int, name: str) -> None:

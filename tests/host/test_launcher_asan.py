@@ -92,7 +92,7 @@ class Launches:
     def __init__(self, launcher: AsanLauncher) -> None:
         self.launcher = launcher
         self.hierarchies = Hierarchies.create(cgroup_layout(), f"asan-{os.getpid()}")
-        for name, fd in rootfs.host_templates(rootfs.host_view()).items():
+        for name, fd in rootfs.host_templates(rootfs.host_view(), rootfs.read_etc()).items():
             reply, _ = launcher.ask(protocol.request(Request.TEMPLATE, 1, name, fds=1), [fd])
             assert reply.kind is ReplyKind.OK, reply
             os.close(fd)
