@@ -48,7 +48,7 @@ $(VENV)/.installed: pyproject.toml setup.py | apt-base
 	@echo "venv: installing host-supervisor and its tools into $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv --system-site-packages $(VENV)
 	@for attempt in 1 2 3; do \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,vm]' </dev/null && break; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[dev,vm]' </dev/null && break; \
 		test $$attempt != 3 || exit 1; \
 		echo "venv: attempt $$attempt failed, once more" >&2; sleep 5; \
 	done
@@ -72,7 +72,7 @@ test: setup lint test-unit test-host test-vm ## everything that must pass
 test-unit: setup ## tests that need no root and no Linux
 	$(BIN)/python -m pytest tests/unit $(ARGS)
 
-test-host: setup-test ## tests on the running kernel; needs root, and a skip is a failure
+test-host: setup-test launcher-asan ## tests on the running kernel; needs root, and a skip is a failure
 	SUPERVISOR_REQUIRE=host $(BIN)/python -m pytest tests/host -m "not soak" $(ARGS)
 
 test-vm: setup-vm ## the same tests in Debian's stock kernel with full cgroup v2, emulated

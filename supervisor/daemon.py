@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from supervisor.api.server import Server
     from supervisor.backends.native import NativeBackend
     from supervisor.linux.cgroup import Hierarchies
+    from supervisor.linux.uids import UidLease
     from supervisor.model import HostFeatures
     from supervisor.policy_file import PolicySet
     from supervisor.runs import Runs
@@ -57,6 +58,7 @@ class Parts:
     hierarchies: Hierarchies
     backend: NativeBackend
     policies: PolicySet
+    uids: UidLease
 
 
 def prepare(config: Config, instance_name: str) -> Parts:
@@ -67,6 +69,7 @@ def prepare(config: Config, instance_name: str) -> Parts:
     from supervisor.launcher.process import Launcher
     from supervisor.linux.cgroup import Hierarchies
     from supervisor.linux.host import cgroup_layout, probe_host
+    from supervisor.linux.uids import lease_uids
     from supervisor.policy_file import PolicySet
 
     _set_process_flags()
@@ -89,17 +92,19 @@ def prepare(config: Config, instance_name: str) -> Parts:
         for launcher in launchers:
             launcher.spawn()
             stack.callback(launcher.close)
+        lease = lease_uids(config.run_uid_base, config.run_uid_count, config.max_concurrent_runs)
+        stack.callback(lease.close)
         settings = NativeSettings(
             mount_refusal=config.mount_refusal,
-            uid_base=config.run_uid_base,
-            uid_count=config.run_uid_count,
+            uid_base=lease.base,
+            uid_count=lease.count,
             max_collect_bytes=config.max_collect_bytes,
             max_collect_files=config.max_collect_files,
             instance=instance.name,
         )
         backend = NativeBackend(settings, host, hierarchies, launchers)
         stack.pop_all()
-    return Parts(config, instance, records, host, hierarchies, backend, policies)
+    return Parts(config, instance, records, host, hierarchies, backend, policies, lease)
 
 
 def _require_root() -> None:
@@ -164,32 +169,40 @@ class Service:
             tls=tls,
             max_message_bytes=config.max_message_bytes,
             unix_group=config.socket_group or None,
+            runtime_dir=config.runtime_dir,
         )
-        return cls(parts, runs, server, asyncio.create_task(_upkeep(parts)))
+        return cls(parts, runs, server, asyncio.create_task(_upkeep(parts, runs)))
 
-    async def stop(self) -> None:
-        """Drains, ends what is left, closes everything."""
+    async def stop(self, drain_seconds: float | None = None) -> bool:
+        """Drains, ends what is left, closes everything; False when a run hangs, and with it what it uses stays open."""
         await self.server.drain()
-        await self.runs.drain(self.parts.config.drain_seconds)
+        hanging = await self.runs.drain(self.parts.config.drain_seconds if drain_seconds is None else drain_seconds)
         await self.server.stop(2.0)
         self._upkeep.cancel()
+        if left := await asyncio.to_thread(self.runs.write_pending):
+            log.error("records_lost", count=left)
+        if hanging:
+            return False
         await self.parts.backend.close()
         close(self.parts)
+        return True
 
 
 def close(parts: Parts) -> None:
     """The counterpart of `prepare`, for after the backend is closed."""
     parts.hierarchies.remove()
     parts.records.close()
+    parts.uids.close()
     parts.instance.close()
 
 
-async def _upkeep(parts: Parts) -> None:
+async def _upkeep(parts: Parts, runs: Runs) -> None:
     """What the records need from time to time, off the runs' path."""
     prune_at = 0.0
     while True:
         await asyncio.sleep(_UPKEEP_SECONDS)
         try:
+            await asyncio.to_thread(runs.write_pending)
             # Else SQLite does it inside a run.
             await asyncio.to_thread(parts.records.checkpoint)
             if parts.config.record_days and time.monotonic() > prune_at:
@@ -235,7 +248,10 @@ async def _serve(parts: Parts, listen: Sequence[str]) -> int:
     await stopping.wait()
     notify_systemd("STOPPING=1")
     log.info("stopping", running=service.runs.running)
-    await service.stop()
+    if not await service.stop():
+        # asyncio.run would wait for the run's task and thread for ever; the next start removes what is left of it.
+        sys.stderr.flush()
+        os._exit(1)
     return 0
 
 
@@ -295,8 +311,7 @@ class EmbeddedDaemon:
             self._ready.set()
             await self._stop.wait()
             # Whoever embeds has what it waited for; a run still alive is to be ended, not waited for.
-            await service.runs.drain(0)
-            await service.stop()
+            await service.stop(drain_seconds=0)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

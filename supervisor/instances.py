@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -20,6 +19,7 @@ from supervisor.errors import SupervisorError
 from supervisor.evidence.records import RunRecords
 from supervisor.linux import cgroup
 from supervisor.linux.host import CgroupLayout
+from supervisor.linux.trees import remove_tree
 
 log = structlog.get_logger(__name__)
 
@@ -91,5 +91,8 @@ class Instance:
 
 def _remove_work_directories(name: str) -> None:
     for path in Path("/tmp").glob(f"supervisor-{name}-*"):
-        if not path.is_symlink() and path.stat().st_uid == 0:
-            shutil.rmtree(path, ignore_errors=True)
+        try:
+            if not path.is_symlink() and path.stat().st_uid == 0:
+                remove_tree(path)
+        except OSError as error:
+            log.warning("work_directory_left", path=str(path), error=str(error))

@@ -8,7 +8,7 @@ import signal
 from dataclasses import dataclass
 
 from supervisor.backends.base import SandboxEnd
-from supervisor.errors import HostLacks, InvalidRequest, LaunchFailed, SupervisorError
+from supervisor.errors import Exhausted, HostLacks, InvalidRequest, LaunchFailed, SupervisorError
 from supervisor.model import Limits, Outcome, StartError
 
 
@@ -23,6 +23,8 @@ class Verdict:
     error: StartError | None = None
 
 
+_ENOTSUPP = 524  # the kernel's own, without a name in user space
+
 PROGRAM_STAGES = frozenset({"exec", "cwd"})
 """Set-up steps that fail by what the program is, not by what we are: a result, not an error."""
 
@@ -34,9 +36,12 @@ def judge(end: SandboxEnd, limits: Limits, stopped: Outcome | None, program: byt
     """
     if end.violations:
         first = end.violations[0]
+        what = f"{first.syscall} ({first.abi}) is forbidden by rule {first.rule}"
+        if not first.abi:
+            what = "a forbidden system call, withdrawn before it could be looked at"
         return Verdict(
             Outcome.VIOLATION,
-            f"killed: {first.syscall} ({first.abi}) is forbidden by rule {first.rule}",
+            f"killed: {what}",
             signal=signal.SIGKILL,
         )
     if stopped is Outcome.OUTPUT_LIMIT:
@@ -53,6 +58,13 @@ def judge(end: SandboxEnd, limits: Limits, stopped: Outcome | None, program: byt
     if end.stage:
         if end.errno == errno.ENOMEM and end.usage.memory_limit_hits:
             return _out_of_memory(limits)
+        if end.stage == "seccomp" and end.errno == _ENOTSUPP:
+            raise Exhausted(
+                "no room for the run's seccomp filter: the host's net.core.bpf_jit_limit is used up",
+                reason="BPF_JIT_LIMIT",
+                metadata={"remedy": "raise net.core.bpf_jit_limit, or see who attaches so many filters"},
+                retry_seconds=1.0,
+            )
         raise set_up_error(end)
     return Verdict(Outcome.SIGNALED, "killed from outside, with its whole sandbox", signal=signal.SIGKILL)
 
@@ -114,7 +126,7 @@ def _stopped(end: SandboxEnd, stopped: Outcome, limits: Limits, reason: str) -> 
 
 
 def _start_message(end: SandboxEnd, program: bytes) -> str:
-    name = program.decode("utf-8", "replace")[:200]
+    name = "".join(c if c.isprintable() else "\ufffd" for c in program.decode("utf-8", "replace")[:200])
     if end.stage == "cwd":
         return f"cannot enter the working directory: {os.strerror(end.errno)}"
     hints = {

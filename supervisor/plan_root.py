@@ -104,12 +104,14 @@ _DEVICE_LINKS = (
 # not being root; each of these costs a mount.
 _HIDDEN_IN_PROC = (
     b"/proc/acpi",
+    b"/proc/cmdline",
     b"/proc/kallsyms",
     b"/proc/kcore",
     b"/proc/key-users",
     b"/proc/keys",
     b"/proc/sched_debug",
     b"/proc/scsi",
+    b"/proc/sys/kernel/random/boot_id",  # tells one host from another, as machine-id does
     b"/proc/timer_list",
 )
 

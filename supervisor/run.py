@@ -13,6 +13,7 @@ import structlog
 
 from supervisor.admission import Admission
 from supervisor.backends.base import Backend, Sandbox, SandboxEnd, SandboxRequest
+from supervisor.evidence.pending import PendingRecords
 from supervisor.evidence.records import RunRecords
 from supervisor.model import (
     Exited,
@@ -42,6 +43,7 @@ class House:
 
     admission: Admission
     records: RunRecords
+    pending: PendingRecords
     watchers: Watchers
     cpus: int
 
@@ -249,8 +251,11 @@ class Run:
             enforcement=enforcement,
             error=verdict.error,
         )
-        self._house.records.finish(self.record)
-        result = result_of(self.record, self._output, self._over, files, self.effective.trace.value)
+        answered = self.record
+        if not self._house.pending.finish(self.record):
+            enforcement = replace(enforcement, missing=(*enforcement.missing, "record"))
+            answered = replace(self.record, enforcement=enforcement)
+        result = result_of(answered, self._output, self._over, files, self.effective.trace.value)
         for violation in violations:
             self._house.watchers.tell(self.run_id, self.spec.agent, ViolationSeen(violation))
         self._house.watchers.tell(
@@ -262,7 +267,7 @@ class Run:
         """The record of a run that came to nothing through us or its request; the client gets the error."""
         outcome = Outcome.LOST if self._told_started else Outcome.NOT_STARTED
         self.record = replace(self.record, state="ended", ended_at=time.time(), outcome=outcome, detail=detail)
-        self._house.records.finish(self.record)
+        self._house.pending.finish(self.record)
 
 
 def new_run_id() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import os
+import time
 from collections.abc import AsyncIterator, Mapping
 
 import structlog
@@ -12,15 +13,19 @@ import structlog
 from supervisor.admission import Admission
 from supervisor.backends.base import Backend
 from supervisor.errors import Draining, HostLacks, InvalidRequest, PolicyRefused
+from supervisor.evidence.pending import PendingRecords
 from supervisor.evidence.records import RunRecords
 from supervisor.live import LiveRun
 from supervisor.model import Event, Outcome, Peer, RunRecord, RunResult, RunSpec
-from supervisor.policy import Policy, narrow
+from supervisor.policy import EffectivePolicy, Policy, narrow
 from supervisor.policy_file import PolicySet
 from supervisor.run import House, Run
 from supervisor.watch import Watchers
 
 log = structlog.get_logger(__name__)
+
+_END_SECONDS = 60.0
+_TELL_SECONDS = 10.0
 
 
 class Runs:
@@ -39,7 +44,8 @@ class Runs:
         inline_policies: str,
         remote_mounts: bool,
     ) -> None:
-        self._house = House(Admission(max_concurrent, max_queued), records, Watchers(), os.cpu_count() or 1)
+        admission = Admission(max_concurrent, max_queued)
+        self._house = House(admission, records, PendingRecords(records), Watchers(), os.cpu_count() or 1)
         self._backends = backends
         self._policies = policies
         self._instance = instance
@@ -101,6 +107,11 @@ class Runs:
                 "does not have allow_unisolated = true",
                 field="policy",
             )
+        if spec.policy_toml is not None and not peer.local and not self._remote_mounts and self._own_paths(effective):
+            raise PolicyRefused(
+                "policy_toml: its [filesystem] names paths of the daemon's host, which peers over TCP may not (remote_mounts)",
+                field="filesystem",
+            )
         if spec.mounts and not peer.local and not self._remote_mounts:
             raise PolicyRefused(
                 "mounts: peers over TCP may not mount paths of the daemon's host (remote_mounts); send files instead",
@@ -108,6 +119,16 @@ class Runs:
             )
         backend = self._backend(spec)
         return Run(self._house, spec, effective, backend, backend.check(spec, effective))
+
+    def _own_paths(self, effective: EffectivePolicy) -> bool:
+        """Whether an inline policy shows host paths that no policy of the daemon's does."""
+
+        def paths(policy: Policy) -> set[str]:
+            files = policy.filesystem
+            return {files.root, *files.read_only, *files.read_write}
+
+        known = {"host"}.union(*(paths(self._policies.get(name)) for name in self._policies.names()))
+        return bool(paths(effective.policy) - known)
 
     def _policy(self, spec: RunSpec, peer: Peer) -> Policy:
         if spec.policy_toml is None:
@@ -150,12 +171,17 @@ class Runs:
 
     def get(self, run_id: str) -> RunRecord:
         run = self._alive.get(run_id)
-        return run.current() if run is not None else self._house.records.get(run_id)
+        if run is not None:
+            return run.current()
+        return self._house.pending.get(run_id) or self._house.records.get(run_id)
 
     def list(self, *, agent: str = "", state: str = "", limit: int = 100, before: str = "") -> builtins.list[RunRecord]:
         found = self._house.records.list(agent=agent, state="", limit=limit, before=before)
         if not state:
-            return [self._alive[r.run_id].current() if r.run_id in self._alive else r for r in found]
+            return [
+                self._alive[r.run_id].current() if r.run_id in self._alive else self._house.pending.get(r.run_id) or r
+                for r in found
+            ]
         if state == "ended":
             return self._house.records.list(agent=agent, state=state, limit=limit, before=before)
         alive = [run.current() for run in self._alive.values() if run.record.state == state]
@@ -170,13 +196,26 @@ class Runs:
         for run in tuple(self._alive.values()):
             run.stop(Outcome.CANCELLED, reason)
 
-    async def drain(self, seconds: float) -> None:
-        """Takes no new runs, lets the rest end for `seconds`, then ends them."""
+    def write_pending(self) -> int:
+        """Writes the records that could not be written when their runs ended; how many are left. For a thread."""
+        return self._house.pending.retry()
+
+    async def drain(self, seconds: float) -> tuple[str, ...]:
+        """Takes no new runs, lets the rest end for `seconds`, then ends them; the ids of those that hang for a minute."""
         self._draining = True
+        await self._wait(seconds)
+        deadline = time.monotonic() + _END_SECONDS
+        while self._alive and (left := deadline - time.monotonic()) > 0:
+            self.stop_all("the daemon is stopping")
+            await self._wait(min(left, _TELL_SECONDS))
+            if self._alive:
+                log.warning("runs_still_ending", count=len(self._alive), first=next(iter(self._alive)))
+        for run_id in self._alive:
+            log.error("run_hangs", run_id=run_id)
+        self._house.watchers.close()
+        return tuple(self._alive)
+
+    async def _wait(self, seconds: float) -> None:
         tasks = [run.task for run in self._alive.values() if run.task is not None]
         if tasks:
-            _, late = await asyncio.wait(tasks, timeout=seconds)
-            self.stop_all("the daemon is stopping")
-            if late:
-                await asyncio.wait(late, timeout=30)
-        self._house.watchers.close()
+            await asyncio.wait(tasks, timeout=seconds)

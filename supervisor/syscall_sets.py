@@ -167,6 +167,7 @@ GUARDS: Mapping[str, str] = {
     "%sockets": "socket families other than Unix, IPv4, IPv6 and netlink; kinds and protocols beyond TCP, UDP and ICMP",
     "%netlink": "netlink sockets",
     "%raw-sockets": "packet sockets and raw IP sockets",
+    "%socket-filters": "setsockopt that attaches a BPF program to a socket",
     "%personality": "an execution domain that weakens the address space (READ_IMPLIES_EXEC, no randomisation)",
     "%realtime": "a realtime or deadline scheduling class",
 }

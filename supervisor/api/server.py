@@ -100,8 +100,11 @@ async def start_server(
     tls: TlsFiles | None = None,
     max_message_bytes: int = 64 << 20,
     unix_group: str | None = None,
+    runtime_dir: str | None = None,
 ) -> Server:
     """Serve `backing` at every address of `listen`: unix:///PATH, or HOST:PORT with `tls`.
+
+    `runtime_dir` is the daemon's own: where a socket lies in it, it gets the mode of a new one.
 
     Raises InvalidRequest (field "listen", or the TLS file's key) for an address that cannot be served; nothing listens then.
     """
@@ -131,7 +134,7 @@ async def start_server(
         for address in listen:
             if address.startswith("unix"):
                 path = _socket_path(address)
-                sockets.append((path, _add_socket(server, path, unix_group)))
+                sockets.append((path, _add_socket(server, path, unix_group, runtime_dir)))
                 addresses.append(f"unix://{path}")
             else:
                 addresses.append(_add_port(server, address, tls))
@@ -177,14 +180,14 @@ def _socket_path(address: str) -> Path:
     return Path(path)
 
 
-def _add_socket(server: grpc.aio.Server, path: Path, group: str | None) -> int:
+def _add_socket(server: grpc.aio.Server, path: Path, group: str | None, runtime_dir: str | None) -> int:
     """Bind `path`; returns its inode."""
     try:
         gid = grp.getgrnam(group).gr_gid if group else -1
     except KeyError:
         raise InvalidRequest(f"there is no group {group!r}", field="socket_group") from None
     try:
-        _create_directory(path.parent, gid)
+        _create_directory(path.parent, gid, own=runtime_dir is not None and path.parent == Path(runtime_dir))
         _remove_stale(path)
         umask = os.umask(SOCKET_UMASK)
         try:
@@ -198,12 +201,14 @@ def _add_socket(server: grpc.aio.Server, path: Path, group: str | None) -> int:
         raise InvalidRequest(f"cannot listen at unix://{path}: {error}", field="listen") from error
 
 
-def _create_directory(directory: Path, gid: int) -> None:
-    """Make `directory` for us and the group; one that stands already keeps its mode, since others may live in it."""
+def _create_directory(directory: Path, gid: int, *, own: bool = False) -> None:
+    """Make `directory` for us and the group; one that stands already keeps its mode unless it is our own alone."""
     try:
         directory.mkdir(mode=0o700, parents=True)
     except FileExistsError:
-        return
+        # Whatever the configuration says: /tmp and /run are not ours.
+        if not own or directory.is_mount() or directory.stat().st_mode & stat.S_ISVTX:
+            return
     if gid != -1:
         os.chown(directory, -1, gid)
     directory.chmod(DIRECTORY_MODE)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import tempfile
-from collections import deque
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -19,20 +18,24 @@ import structlog
 
 from supervisor.backends.base import SandboxRequest
 from supervisor.backends.native_sandbox import NativeSandbox, NativeSettings, SentDescriptors, remove_group
-from supervisor.errors import Exhausted, HostLacks, InvalidRequest, LaunchFailed
+from supervisor.errors import HostLacks, InvalidRequest, LaunchFailed
 from supervisor.launcher.process import Launcher
 from supervisor.launcher.protocol import Descriptors, encode_plan
 from supervisor.linux import files, rootfs, sources
 from supervisor.linux.cgroup import Hierarchies, RunGroup
 from supervisor.linux.seccomp import compile_filter
-from supervisor.model import HostFeatures, RunSpec
+from supervisor.linux.trees import remove_tree
+from supervisor.linux.uids import UidPool
+from supervisor.model import HostFeatures, Mount, RunSpec
 from supervisor.plan import LaunchPlan, build
-from supervisor.plan_root import WORK, RootView
+from supervisor.plan_root import WORK, OpKind, RootView
 from supervisor.policy import EffectivePolicy, Policy
 
 log = structlog.get_logger(__name__)
 
 _MAX_FILTERS = 64
+_OPEN_SECONDS = 5.0
+_MAX_MOUNT_OPS = 64  # MAX_MOUNTS of launcher/protocol.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +43,6 @@ class NativePlan:
     plan: LaunchPlan
     policy: Policy
     view: RootView
-
-
-class UidPool:
-    """The host ids of runs, least recently used first, so that one comes back as late as possible."""
-
-    def __init__(self, base: int, count: int) -> None:
-        self._free = deque(range(base, base + count))
-
-    def take(self) -> int:
-        if not self._free:
-            raise Exhausted("every uid of run_uid_count is in use", reason="UIDS_EXHAUSTED", retry_seconds=1.0)
-        return self._free.popleft()
-
-    def give_back(self, uid: int) -> None:
-        self._free.append(uid)
 
 
 @dataclass(slots=True)
@@ -70,6 +58,7 @@ class NativeBackend:
     _etc: rootfs.Etc = field(default_factory=rootfs.read_etc)
     _filters: dict[tuple[str, bool], bytes] = field(default_factory=dict)
     _uids: UidPool = field(init=False)
+    _openers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "mount-source"))
     _reviving: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -112,6 +101,7 @@ class NativeBackend:
     async def close(self) -> None:
         for task in tuple(self._reviving):
             task.cancel()
+        self._openers.shutdown(wait=False, cancel_futures=True)
         for launcher in self.launchers:
             launcher.close()
 
@@ -139,6 +129,11 @@ class NativeBackend:
                 ) from None
         present = sources.existing((*policy.filesystem.read_only, *policy.filesystem.read_write))
         plan = build(spec, effective, self.host, view, present)
+        if sum(op.kind is OpKind.MOUNT for op in plan.ops) > _MAX_MOUNT_OPS:
+            raise InvalidRequest(
+                f"filesystem.root: its directories and the mounts are more than {_MAX_MOUNT_OPS} together",
+                field="filesystem.root",
+            )
         self._filter(plan)
         return NativePlan(plan, policy, view)
 
@@ -209,11 +204,12 @@ class NativeBackend:
         root = _Root(plan)
         if spec.files or spec.collect:
             files.make_places(tmpfs, uid)
+        inline = spec.policy_toml is not None
         for index, mount in enumerate(plan.mounts):
             own = len(plan.mounts) - len(spec.mounts)
             label = f"mounts[{spec.mounts.index(mount)}].source" if index >= own else "filesystem"
-            refusal = self.settings.mount_refusal if index >= own else _never
-            source = sources.open_source(mount, label, refusal)
+            refusal = self.settings.mount_refusal if index >= own or inline else _never
+            source = await self._open_source(mount, label, refusal)
             root.mounts[index] = sent.take(source.tree)
             stack.callback(os.close, source.directory)
             root.owners[index] = source.owner
@@ -221,7 +217,7 @@ class NativeBackend:
                 root.file_mounts |= {index}
             elif mount.writable and spec.collect:
                 root.places[mount.target] = source.directory
-        self._open_trees(native, root, sent)
+        self._open_trees(native, inline, root, sent)
         if spec.files:
             _refuse_files_into_mounts(spec, plan)
             await _in_thread_if_large(
@@ -235,20 +231,44 @@ class NativeBackend:
                     stack.callback(os.close, root.places[path])
         return root
 
-    def _open_trees(self, native: NativePlan, root: _Root, sent: SentDescriptors) -> None:
+    def _open_trees(self, native: NativePlan, inline: bool, root: _Root, sent: SentDescriptors) -> None:
         """What is mounted beside the request's mounts: the trees of a root directory, the host's resolv.conf."""
-        for op in native.plan.ops:
-            if op.mount is None or op.mount in root.mounts:
-                continue
-            path = "/etc/resolv.conf" if op.mount == -1 else os.fsdecode(native.view.source + op.target)
-            root.mounts[op.mount] = sent.take(sources.open_tree(path))
+        wanted = [op for op in native.plan.ops if op.mount is not None and op.mount not in root.mounts]
+        if not wanted:
+            return
+        top = sources.open_directory(native.view.source) if native.view.source else -1
+        try:
+            if inline and top >= 0:
+                sources.refuse(top, "filesystem.root", self.settings.mount_refusal)
+            for op in wanted:
+                assert op.mount is not None
+                fd = sources.open_file("/etc/resolv.conf") if top < 0 else sources.open_tree_below(top, op.target[1:])
+                root.mounts[op.mount] = sent.take(fd)
+        finally:
+            if top >= 0:
+                os.close(top)
+
+    async def _open_source(self, mount: Mount, label: str, refusal: Callable[[str], str]) -> sources.Source:
+        """Off the loop: a file system whose server is gone answers late or never."""
+        loop = asyncio.get_running_loop()
+        opening = loop.run_in_executor(self._openers, sources.open_source, mount, label, refusal)
+        try:
+            return await asyncio.wait_for(asyncio.shield(opening), _OPEN_SECONDS)
+        except TimeoutError:
+            opening.add_done_callback(_close_late)
+            raise InvalidRequest(
+                f"{label}: its file system has not answered within {_OPEN_SECONDS:g} s", field=label
+            ) from None
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_late)
+            raise
 
     async def _make_work_directory(
         self, request: SandboxRequest, plan: LaunchPlan, uid: int, stack: AsyncExitStack
     ) -> _Root:
         """Without a root of its own a run works in a directory of the host's /tmp, which goes with it."""
         path = tempfile.mkdtemp(prefix=f"supervisor-{self.settings.instance}-", dir="/tmp")
-        stack.callback(shutil.rmtree, path, ignore_errors=True)
+        stack.push_async_callback(_remove_work_directory, path)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         stack.callback(os.close, fd)
         owner = 0 if plan.as_root else uid
@@ -281,8 +301,21 @@ async def _in_thread_if_large(size: int, work: Callable[[], None]) -> None:
         work()
 
 
+async def _remove_work_directory(path: str) -> None:
+    """What is left after an error goes with the next start of the daemon."""
+    try:
+        await asyncio.to_thread(remove_tree, path)
+    except OSError as error:
+        log.warning("work_directory_left", path=path, error=str(error))
+
+
+def _close_late(opening: asyncio.Future[sources.Source]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
+
+
 def _never(_path: str) -> str:
-    """The policy's own paths are the operator's word."""
+    """The paths of a policy that the daemon knows are the operator's word; those of an inline one are its client's."""
     return ""
 
 

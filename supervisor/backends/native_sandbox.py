@@ -270,7 +270,8 @@ class NativeSandbox:
     def _violations(self, reply: Reply) -> list[Violation]:
         found = []
         for seen in reply.violations:
-            name, abi = decode_syscall(seen.number, seen.arch)
+            # -1: its caller was gone before it could be looked at.
+            name, abi = decode_syscall(seen.number, seen.arch) if seen.number >= 0 else ("unknown", "")
             found.append(
                 Violation(
                     rule=f"syscalls.{name}",

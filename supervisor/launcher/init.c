@@ -136,21 +136,25 @@ static void read_comm(int proc_fd, int pid, char comm[16])
 	}
 }
 
-/* What must kill: note it and end; seccomp_unotify(2). The call never takes effect, for it is never
- * answered. */
+/*
+ * What must kill: note it and end; seccomp_unotify(2). The call never takes effect, for it is never
+ * answered. A caller that was killed or interrupted before we looked has withdrawn its notification
+ * (ENOENT), and with it the evidence: that something forbidden was tried is certain all the same.
+ */
 static void on_violation(struct sandbox *sandbox, int listener)
 {
 	struct report *report = sandbox->report;
+	struct violation_wire *violation = &report->violations[0];
 	struct seccomp_notif notif = {0};
-	struct violation_wire *violation;
 	struct timespec now;
 
 	if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &notif)) {
-		if (errno == ENOENT || errno == EINTR)
-			return; /* the caller died first */
-		_exit(125);
+		if (errno == EINTR)
+			return;
+		if (errno != ENOENT)
+			_exit(125);
+		notif.data.nr = -1;
 	}
-	violation = &report->violations[0];
 	clock_gettime(CLOCK_REALTIME, &now);
 	violation->time_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 	violation->arch = notif.data.arch;
@@ -158,7 +162,8 @@ static void on_violation(struct sandbox *sandbox, int listener)
 	violation->pid = (int32_t)notif.pid;
 	for (int i = 0; i < 6; i++)
 		violation->args[i] = notif.data.args[i];
-	read_comm(sandbox->proc_fd, (int)notif.pid, violation->comm);
+	if (notif.pid)
+		read_comm(sandbox->proc_fd, (int)notif.pid, violation->comm);
 	report->violation_count = 1;
 	_exit(124);
 }

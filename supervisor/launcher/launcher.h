@@ -33,6 +33,8 @@ struct launcher {
 	struct run *free;
 	unsigned int used;
 	unsigned int alive;
+	char *title; /* argv[0], which a run could read in its /proc/1/cmdline */
+	size_t title_size;
 };
 extern struct launcher launcher;
 

@@ -32,6 +32,15 @@ _Noreturn void die(const char *what)
 	exit(1);
 }
 
+/* Whose request it was, as far as it can be told: the daemon waits for an answer about that run. */
+static uint64_t run_of(const uint8_t *packet, size_t size)
+{
+	struct request_header header = {0};
+
+	memcpy(&header, packet, size < sizeof(header) ? size : sizeof(header));
+	return header.run;
+}
+
 /* Returns false when the daemon is gone. */
 static bool receive(void)
 {
@@ -61,7 +70,7 @@ static bool receive(void)
 		}
 	}
 	if (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC) || fd_count > MAX_FDS)
-		reply_failed(0, STAGE_REQUEST, 3, E2BIG);
+		reply_failed(run_of(packet, (size_t)size), STAGE_REQUEST, 3, E2BIG);
 	else
 		on_request(packet, (size_t)size, fds, fd_count);
 	for (size_t i = 0; i < fd_count; i++)
@@ -152,6 +161,8 @@ int main(int argc, char **argv)
 			argv[0]);
 		return 2;
 	}
+	launcher.title = argv[0];
+	launcher.title_size = strlen(argv[0]);
 	set_up_process();
 	take_control_socket();
 	private_root();

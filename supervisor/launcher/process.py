@@ -17,8 +17,9 @@ from pathlib import Path
 
 import structlog
 
-from supervisor.errors import LaunchFailed
+from supervisor.errors import InvalidRequest, LaunchFailed
 from supervisor.launcher.protocol import (
+    MAX_FDS,
     MAX_PACKET,
     PLAN_IN_FD,
     REPLY_SIZE,
@@ -45,6 +46,7 @@ class Launched:
 
 @dataclass(slots=True)
 class _Pending:
+    run: int
     packet: bytes
     fds: tuple[int, ...]
     on_sent: Callable[[], None] | None = None
@@ -93,7 +95,7 @@ class Launcher:
     async def add_template(self, name: bytes, fd: int) -> None:
         """Gives the launcher a detached mount to keep as template `name`. Raises LaunchFailed."""
         run = self._take_number()
-        self._send(_Pending(request(Request.TEMPLATE, run.number, name, fds=1), (fd,)))
+        self._send(_Pending(run.number, request(Request.TEMPLATE, run.number, name, fds=1), (fd,)))
         reply = await run.handle.ended
         if reply.kind is not ReplyKind.OK:
             raise LaunchFailed(
@@ -103,7 +105,13 @@ class Launcher:
 
     def launch(self, body: bytes, fds: Sequence[int], on_sent: Callable[[], None] | None = None) -> Launched:
         """Sends a plan with its descriptors, which the caller may close when `on_sent` is called (it may be at once)."""
+        if len(fds) >= MAX_FDS:
+            raise InvalidRequest(
+                f"mounts and the root's own directories need {len(fds)} descriptors; at most {MAX_FDS - 1} can be handed over",
+                field="mounts",
+            )
         run = self._take_number()
+        self.alive += 1
         if len(body) + 64 > MAX_PACKET:
             plan_fd = _sealed_memfd(body)
             packet = request(Request.LAUNCH, run.number, flags=PLAN_IN_FD, fds=len(fds) + 1)
@@ -113,11 +121,10 @@ class Launcher:
                 if on_sent is not None:
                     on_sent()
 
-            self._send(_Pending(packet, (plan_fd, *fds), sent))
+            self._send(_Pending(run.number, packet, (plan_fd, *fds), sent))
         else:
             packet = request(Request.LAUNCH, run.number, body, fds=len(fds))
-            self._send(_Pending(packet, tuple(fds), on_sent))
-        self.alive += 1
+            self._send(_Pending(run.number, packet, tuple(fds), on_sent))
         return run.handle
 
     def close(self) -> None:
@@ -170,8 +177,10 @@ class Launcher:
             socket.send_fds(self._socket, [pending.packet], list(pending.fds))
         except (BlockingIOError, InterruptedError):
             return False
-        except OSError as error:
+        except (ConnectionError, BrokenPipeError) as error:
             self._on_gone(error)
+        except OSError as error:  # about this packet: ETOOMANYREFS, EMSGSIZE, EBADF
+            self._fail(pending.run, LaunchFailed(f"cannot hand over the run: {error}", metadata={"stage": "send"}))
         if pending.on_sent is not None:
             pending.on_sent()
         return True
@@ -217,6 +226,17 @@ class Launcher:
             for future in (run.launched, run.started):
                 if not future.done():
                     future.cancel()
+
+    def _fail(self, number: int, failure: LaunchFailed) -> None:
+        """Ends the waiting for one run that never reached the launcher."""
+        run = self._runs.pop(number, None)
+        if run is None:
+            return
+        self.alive -= 1
+        run.ended.set_exception(failure)
+        run.ended.exception()
+        for future in (run.launched, run.started):
+            future.cancel()
 
     def _on_gone(self, error: OSError | None) -> None:
         """The launcher ended by itself: every run it had is dead with it, through its parent-death signal."""

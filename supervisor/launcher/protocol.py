@@ -149,10 +149,15 @@ def decode_reply(packet: bytes) -> Reply:
     )
 
 
+def printable(text: bytes) -> str:
+    """A run's own words as they may be shown: no control characters, no escapes."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text.decode("utf-8", "replace"))
+
+
 def _violation(packet: bytes, index: int) -> SeccompViolation:
     fields = VIOLATION.unpack_from(packet, REPLY.size + index * VIOLATION.size)
     time_ns, args, (arch, number, pid, comm, _pad) = fields[0], fields[1:7], fields[7:]
-    name = comm.split(b"\0", 1)[0].decode("utf-8", "replace")
+    name = printable(comm.split(b"\0", 1)[0])
     return SeccompViolation(time_ns / 1e9, arch, number, args, pid, name)
 
 

@@ -162,16 +162,21 @@ static int set_attributes(int fd, uint64_t set, int idmap_fd, bool recursive)
 			     sizeof(attr));
 }
 
-static int new_mount(const char *type, const char *key, const char *value, uint64_t attributes)
+/* `options`: keys and values by turns, then NULL. */
+static int new_mount(const char *type, const char *const *options, uint64_t attributes)
 {
 	int context = fsopen(type, FSOPEN_CLOEXEC);
 	int fd = -1;
 
 	if (context < 0)
 		return -1;
-	if ((!key || !fsconfig(context, FSCONFIG_SET_STRING, key, value, 0)) &&
-	    !fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
+	for (; *options; options += 2) {
+		if (fsconfig(context, FSCONFIG_SET_STRING, options[0], options[1], 0))
+			goto out;
+	}
+	if (!fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0))
 		fd = fsmount(context, FSMOUNT_CLOEXEC, (unsigned int)attributes);
+out:
 	close(context);
 	return fd;
 }
@@ -179,7 +184,8 @@ static int new_mount(const char *type, const char *key, const char *value, uint6
 /* proc is mounted writable, copied for our own writes, and only then closed to the run. */
 static int mount_proc(struct sandbox *sandbox, int root, const struct op *op)
 {
-	int fd = new_mount("proc", NULL, NULL, op->w.attr_set & ~(uint64_t)MOUNT_ATTR_RDONLY);
+	int fd = new_mount("proc", (const char *const[]){NULL},
+			   op->w.attr_set & ~(uint64_t)MOUNT_ATTR_RDONLY);
 
 	if (fd < 0 || attach(root, fd, op->target))
 		return -1;
@@ -303,7 +309,10 @@ static int carry_out(struct sandbox *sandbox, int root, const struct op *op, int
 	case OP_PROC:
 		return mount_proc(sandbox, root, op);
 	case OP_DEVPTS:
-		fd = new_mount("devpts", "ptmxmode", "0666", op->w.attr_set);
+		/* Bounded: all of the host's terminals come out of one number, kernel.pty.max. */
+		fd = new_mount("devpts",
+			       (const char *const[]){"ptmxmode", "0666", "max", "64", NULL},
+			       op->w.attr_set);
 		return fd < 0 ? -1 : attach(root, fd, op->target);
 	case OP_SETATTR:
 		return set_target_attributes(root, op);

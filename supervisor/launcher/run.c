@@ -117,6 +117,8 @@ void run_launch(uint64_t id, const struct plan *plan, const int *idmap_fds)
 			.sync_fd = sync[1],
 			.host_mount_ns = launcher.host_mount_ns,
 			.idmap_fds = idmap_fds,
+			.title = launcher.title,
+			.title_size = launcher.title_size,
 			.proc_fd = -1,
 		};
 

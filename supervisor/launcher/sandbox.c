@@ -97,6 +97,9 @@ _Noreturn void sandbox_main(struct sandbox *sandbox)
 
 	/* From the first: no ptrace, no look into this copy of the launcher. */
 	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+	memset(sandbox->title, 0, sandbox->title_size);
+	strncpy(sandbox->title, "init", sandbox->title_size);
+	prctl(PR_SET_NAME, "init", 0, 0, 0);
 	close_the_rest(sandbox);
 	if (w->flags & PLAN_NETWORK_NS)
 		loopback_up(report);

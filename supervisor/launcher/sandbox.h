@@ -28,7 +28,10 @@ struct sandbox {
 	int sync_fd; /* read: the barrier; its end of file in the launcher: the program runs */
 	int host_mount_ns;    /* where a run without a mount namespace goes */
 	const int *idmap_fds; /* per op: a user namespace, or -1 */
-	int proc_fd;	      /* a writable /proc of the run, for what must be written there */
+	char *title; /* what stands in /proc/1/cmdline: where we are installed is not the run's to
+			know */
+	size_t title_size;
+	int proc_fd; /* a writable /proc of the run, for what must be written there */
 };
 
 /* Ends the process after noting the step that failed. */

@@ -114,6 +114,7 @@ class MemoryGroup(Group):
     limit_hits = IntegerFile("memory.failcnt")
     limit_with_swap_hits = IntegerFile("memory.memsw.failcnt")
     oom_control = KeyedFile("memory.oom_control")
+    sockets_limit = IntegerFile("memory.kmem.tcp.limit_in_bytes")
 
 
 class PidsGroup(Group):
@@ -327,6 +328,9 @@ def _write_limits(unified: UnifiedGroup, v1: Mapping[str, Group], limits: Limits
             memory.limit = limits.memory
             with contextlib.suppress(FileNotFoundError):  # no swap accounting
                 memory.limit_with_swap = limits.memory
+            with contextlib.suppress(FileNotFoundError):
+                # What TCP and UDP hold in buffers is an account of its own in v1, and unlimited.
+                memory.sockets_limit = limits.memory
         else:
             unified.memory_max = limits.memory
             with contextlib.suppress(FileNotFoundError):

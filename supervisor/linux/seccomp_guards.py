@@ -36,6 +36,9 @@ def guard_rules(guard: str) -> Iterator[Rule]:
         yield "socket", (_among(0, _AF_PACKET),)
         # The kernel takes (AF_INET, SOCK_PACKET) for a packet socket (net/socket.c).
         yield "socket", (_among(0, _AF_INET, _AF_INET6), _among(1, _SOCK_RAW, _SOCK_PACKET, mask=_SOCK_TYPE_MASK))
+    elif guard == "%socket-filters":
+        # Their code comes out of one budget of the whole host (net.core.bpf_jit_limit), which every run's own filter needs.
+        yield "setsockopt", (_among(1, _SOL_SOCKET), _among(2, *_SO_ATTACH))
     elif guard == "%personality":
         yield "personality", (_no_bit(0, _QUERY_BIT), _any_bit(0, _WEAK_PERSONA))
         # 0xffffffff only asks; any other value with its highest bit sets what the rest says.
@@ -50,6 +53,8 @@ _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK, _AF_PACKET = 1, 2, 10, 16, 17
 _SOCK_TYPE_MASK, _SOCK_RAW, _SOCK_RDM, _SOCK_SEQPACKET, _SOCK_DCCP, _SOCK_PACKET = 0xF, 3, 4, 5, 6, 10
 _IPPROTO_ICMPV6 = 58
+_SOL_SOCKET = 1
+_SO_ATTACH = (26, 50, 51, 52)  # FILTER, BPF, REUSEPORT_CBPF, REUSEPORT_EBPF
 _S_ISUID, _S_ISGID, _S_IFMT, _S_IFCHR, _S_IFBLK = 0o4000, 0o2000, 0o170000, 0o020000, 0o060000
 _O_CREAT, _O_TMPFILE = 0o100, 0o20000000
 _WEAK_PERSONA = 0x0040000 | 0x0100000 | 0x0200000 | 0x0400000  # NO_RANDOMIZE, MMAP_PAGE_ZERO, COMPAT_LAYOUT, RIE

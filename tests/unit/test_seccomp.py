@@ -216,6 +216,7 @@ REFUSED_UNDER_STRICT = [
     ("ioctl", (0, 0x5412), KILL),
     ("ioctl", (0, 0x541C), KILL),
     ("ioctl", (0, HIGH | 0x5412), KILL),
+    *(("setsockopt", (3, 1, name), EPERM) for name in (26, 50, 51, 52)),
     ("chmod", (1, 0o4755), EPERM),
     ("chmod", (1, 0o2755), EPERM),
     ("chmod", (1, HIGH | 0o6755), EPERM),
@@ -263,6 +264,8 @@ REFUSED_UNDER_STRICT = [
 ]
 
 ALLOWED_UNDER_STRICT = [
+    ("setsockopt", (3, 1, 2)),
+    ("setsockopt", (3, 6, 26)),
     ("clone", (THREAD_FLAGS,)),
     ("clone", (FORK_FLAGS,)),
     ("clone", (0x4111,)),  # vfork, as posix_spawn has it

@@ -80,6 +80,7 @@ REFUSES: Mapping[tuple[str, str], Refuses] = {
     ("%sockets", "socketpair"): lambda a: a[0] != 1,
     ("%netlink", "socket"): lambda a: low(a[0]) == 16,
     ("%raw-sockets", "socket"): lambda a: low(a[0]) == 17 or (low(a[0]) in (2, 10) and a[1] & 15 in (3, 10)),
+    ("%socket-filters", "setsockopt"): lambda a: low(a[1]) == 1 and low(a[2]) in (26, 50, 51, 52),
     ("%personality", "personality"): lambda a: weak_persona(low(a[0])),
     ("%realtime", "sched_setscheduler"): lambda a: low(a[1]) & ~0x40000000 in (1, 2, 6),
 }
@@ -150,6 +151,7 @@ ARGUMENTS: Mapping[str, tuple[Sequence[int], ...]] = {
     "openat": ((0, 0o100), (0, 0o100), FLAGS, MODES),
     "socket": (FAMILIES, KINDS, PROTOCOLS),
     "socketpair": (FAMILIES, (1, 3, 4)),
+    "setsockopt": ((0, 1), (0, 1, 6, 41, 0x100000001), (1, 2, 25, 26, 27, 49, 50, 51, 52, 53, 0x10000001A)),
     "personality": (WORDS,),
     "sched_setscheduler": ((0, 1), SCHEDULERS),
 }

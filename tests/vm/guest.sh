@@ -48,7 +48,7 @@ mkdir -p "$disk/test" "$disk/state" "$disk/home" /run/root/run/lock
 mkdir -m 1777 "$disk/tmp"
 
 export HOME=/mnt/home TMPDIR=/mnt/tmp SUPERVISOR_TEST_DIR=/mnt/test SUPERVISOR_STATE_DIR=/mnt/state
-export HYPOTHESIS_STORAGE_DIRECTORY=/mnt/home/hypothesis PYTHONDONTWRITEBYTECODE=1
+export HYPOTHESIS_STORAGE_DIRECTORY=/mnt/home/hypothesis
 ulimit -n 65536 || true
 
 echo "vm: $(uname -r) up after $up s; lsm $(cat /sys/kernel/security/lsm); cgroup2 $(cat /sys/fs/cgroup/cgroup.subtree_control)"
