@@ -91,6 +91,7 @@ def build(
     """
     policy = effective.policy
     _check_network(effective)
+    _check_probes(spec, policy)
     _check_host(policy, host)
     if policy.process.capabilities:
         raise HostLacks(
@@ -152,6 +153,25 @@ def _check_network(effective: EffectivePolicy) -> None:
             reason="NETWORK_MODE_NOT_AVAILABLE",
             field="network",
             metadata={"feature": "cgroup_bpf", "remedy": "use network none or full"},
+        )
+
+
+def _check_probes(spec: RunSpec, policy: Policy) -> None:
+    """What only probes can see is refused where somebody relies on it, rather than taken and not done."""
+    if spec.trace not in (None, TraceLevel.OFF):
+        raise HostLacks(
+            f"trace {spec.trace.value} needs the eBPF probes, which this build does not have",
+            reason="TRACE_NOT_AVAILABLE",
+            field="trace",
+            metadata={"feature": "trace", "remedy": "leave trace off"},
+        )
+    held = [rule.name for rule in policy.rules if rule.action in ("deny", "kill")]
+    if held:
+        raise HostLacks(
+            f"policy {policy.name}: its rules ({', '.join(held)[:200]}) need the eBPF probes, which this build does not have",
+            reason="RULES_NOT_AVAILABLE",
+            field="rules",
+            metadata={"feature": "rules", "remedy": "forbid system calls by [syscalls], files by [filesystem]"},
         )
 
 
@@ -271,6 +291,8 @@ def _enforcement(
         missing.append("seccomp_notify")
     if effective.trace is not TraceLevel.OFF:
         missing.append("trace")
+    if policy.rules:
+        missing.append("rules")
     network = "host"
     if "network" in namespaces:
         network = "namespace, loopback only"

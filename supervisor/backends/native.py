@@ -23,6 +23,7 @@ from supervisor.launcher.process import Launcher
 from supervisor.launcher.protocol import Descriptors, encode_plan
 from supervisor.linux import files, rootfs, sources
 from supervisor.linux.cgroup import Hierarchies, RunGroup
+from supervisor.linux.collect import Place
 from supervisor.linux.seccomp import compile_filter
 from supervisor.linux.trees import remove_tree
 from supervisor.linux.uids import UidPool
@@ -59,6 +60,7 @@ class NativeBackend:
     _filters: dict[tuple[str, bool], bytes] = field(default_factory=dict)
     _uids: UidPool = field(init=False)
     _openers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "mount-source"))
+    _collectors: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "collect"))
     _reviving: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -102,6 +104,7 @@ class NativeBackend:
         for task in tuple(self._reviving):
             task.cancel()
         self._openers.shutdown(wait=False, cancel_futures=True)
+        self._collectors.shutdown(wait=False, cancel_futures=True)
         for launcher in self.launchers:
             launcher.close()
 
@@ -152,7 +155,9 @@ class NativeBackend:
         sent = SentDescriptors()
         stack.callback(sent.close)
         root = await self._make_root(request, native, uid, sent, stack)
-        sandbox = NativeSandbox(loop, group, plan, request, self.settings, root.places, plan.enforcement)
+        sandbox = NativeSandbox(
+            loop, group, plan, request, self.settings, root.places, plan.enforcement, self._collectors
+        )
         stack.callback(sandbox.close_streams)
         sandbox.open_streams(sent)
         descriptors = Descriptors(
@@ -205,6 +210,7 @@ class NativeBackend:
         if spec.files or spec.collect:
             files.make_places(tmpfs, uid)
         inline = spec.policy_toml is not None
+        as_root = [0] if plan.as_root else []
         for index, mount in enumerate(plan.mounts):
             own = len(plan.mounts) - len(spec.mounts)
             label = f"mounts[{spec.mounts.index(mount)}].source" if index >= own else "filesystem"
@@ -216,19 +222,17 @@ class NativeBackend:
             if source.is_file:
                 root.file_mounts |= {index}
             elif mount.writable and spec.collect:
-                root.places[mount.target] = source.directory
+                root.places[mount.target] = Place(source.directory, frozenset({source.owner[0], *as_root}))
         self._open_trees(native, inline, root, sent)
         if spec.files:
             _refuse_files_into_mounts(spec, plan)
-            await _in_thread_if_large(
-                sum(len(file.data) for file in spec.files) + 4096 * len(spec.files),
-                lambda: files.put_files(tmpfs, spec.files, uid),
-            )
+            await _in_thread_if_large(files.cost(spec.files), lambda: files.put_files(tmpfs, spec.files, uid))
         if spec.collect:
             for path in (b"/work", b"/tmp", b"/dev/shm"):
                 if path in plan.writable and path not in root.places:
-                    root.places[path] = os.open(path[1:], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=tmpfs)
-                    stack.callback(os.close, root.places[path])
+                    fd = os.open(path[1:], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=tmpfs)
+                    stack.callback(os.close, fd)
+                    root.places[path] = Place(fd, frozenset({uid, *as_root}))
         return root
 
     def _open_trees(self, native: NativePlan, inline: bool, root: _Root, sent: SentDescriptors) -> None:
@@ -277,9 +281,10 @@ class NativeBackend:
         os.chown("work", owner, owner, dir_fd=fd)
         work = os.open("work", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
         stack.callback(os.close, work)
-        files.put_files(fd, request.spec.files, owner)
+        inputs = request.spec.files
+        await _in_thread_if_large(files.cost(inputs), lambda: files.put_files(fd, inputs, owner))
         cwd = request.spec.cwd or os.fsencode(path) + WORK
-        return _Root(replace(plan, cwd=cwd), places={WORK: work})
+        return _Root(replace(plan, cwd=cwd), places={WORK: Place(work, frozenset({owner}))})
 
 
 @dataclass(slots=True)
@@ -290,7 +295,7 @@ class _Root:
     mounts: dict[int, int] = field(default_factory=dict)
     owners: dict[int, tuple[int, int]] = field(default_factory=dict)
     file_mounts: frozenset[int] = frozenset()
-    places: dict[bytes, int] = field(default_factory=dict)
+    places: dict[bytes, Place] = field(default_factory=dict)
 
 
 async def _in_thread_if_large(size: int, work: Callable[[], None]) -> None:

@@ -9,7 +9,9 @@ import os
 import signal
 import struct
 import termios
+import threading
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 import structlog
@@ -18,8 +20,8 @@ from supervisor.backends.base import SandboxEnd, SandboxRequest
 from supervisor.errors import LaunchFailed
 from supervisor.launcher.process import Launched
 from supervisor.launcher.protocol import Reply, ReplyKind
-from supervisor.linux import files
 from supervisor.linux.cgroup import RunGroup
+from supervisor.linux.collect import Bounds, Collected, Place, collect_files
 from supervisor.linux.seccomp import decode_syscall
 from supervisor.model import Enforcement, OutputFile, Stream, Usage, Violation
 from supervisor.plan import LaunchPlan
@@ -30,6 +32,8 @@ log = structlog.get_logger(__name__)
 
 _PIPE_BYTES = 65536
 _REMOVE_SECONDS = 10.0
+_COLLECT_SECONDS = 30.0
+_COLLECT_GRACE_SECONDS = 5.0
 _STAND_INS = {int(signal.SIGKILL): int(signal.SIGRTMAX), int(signal.SIGSTOP): int(signal.SIGRTMAX) - 1}
 
 
@@ -79,8 +83,9 @@ class NativeSandbox:
         plan: LaunchPlan,
         request: SandboxRequest,
         settings: NativeSettings,
-        places: dict[bytes, int],
+        places: dict[bytes, Place],
         enforcement: Enforcement,
+        collectors: Executor,
     ) -> None:
         self.enforcement = enforcement
         self.launched: Launched | None = None
@@ -90,6 +95,8 @@ class NativeSandbox:
         self._request = request
         self._settings = settings
         self._places = places
+        self._collectors = collectors
+        self._collecting: threading.Event | None = None
         self._pidfd = -1
         self._readers: dict[Stream, OutputReader] = {}
         self._stdin: InputWriter | None = None
@@ -192,7 +199,10 @@ class NativeSandbox:
             self._pidfd = launched.launched.result()[1]
 
     def kill(self) -> None:
+        """Also cuts short what is being collected; a kill that came before leaves that to be collected."""
         self._group.kill()
+        if self._collecting is not None:
+            self._collecting.set()
 
     def usage(self) -> Usage:
         try:
@@ -235,9 +245,35 @@ class NativeSandbox:
                 self._pidfd = -1
 
     async def collect(self) -> tuple[OutputFile, ...]:
-        bounds = files.Bounds(self._settings.max_collect_bytes, self._settings.max_collect_files)
-        patterns = self._request.spec.collect
-        return await asyncio.to_thread(files.collect_files, self._places, patterns, bounds)
+        """What was found until a bound or `kill` cut it short, which `enforcement.missing` then tells."""
+        settings, patterns = self._settings, self._request.spec.collect
+        bounds = Bounds(settings.max_collect_bytes, settings.max_collect_files, seconds=_COLLECT_SECONDS)
+        cancelled = self._collecting = threading.Event()
+        # The thread's own: it may still be at work when the run's are closed.
+        places = {path: replace(place, directory=os.dup(place.directory)) for path, place in self._places.items()}
+
+        def close(_ended: object) -> None:
+            for place in places.values():
+                os.close(place.directory)
+
+        try:
+            work = self._collectors.submit(collect_files, places, patterns, bounds, cancelled.is_set)
+        except BaseException:
+            close(None)
+            raise
+        work.add_done_callback(close)
+        try:
+            future = asyncio.wrap_future(work)
+            # A file system whose server is gone may hold the thread for longer than any bound.
+            await asyncio.wait({future}, timeout=_COLLECT_SECONDS + _COLLECT_GRACE_SECONDS)
+            found = future.result() if future.done() else Collected((), False)
+        finally:
+            cancelled.set()
+            work.cancel()
+        if not found.complete:
+            missing = (*self.enforcement.missing, "files (collect was cut short)")
+            self.enforcement = replace(self.enforcement, missing=missing)
+        return found.files
 
     def _describe(self, reply: Reply) -> SandboxEnd:
         usage = self._group.usage()

@@ -42,7 +42,7 @@ CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
             ("cpu_limit", ("no share of CPUs can be set: no native runs", f"use a kernel with CONFIG_CFS_BANDWIDTH; {_CONTROLLERS}")),
             ("memory_peak", ("usage.memory_peak_bytes is null", "use Linux 5.19 or later for cgroup v2")),
             ("pids_peak", ("usage.pids_peak is null", "use Linux 6.1 or later")),
-            ("io_accounting", ("usage.io_read_bytes and io_write_bytes are null", "boot with systemd.unified_cgroup_hierarchy=1: v1 blkio does not count what is written back")),
+            ("io_accounting", ("I/O is counted per process (io_read_bytes, io_write_bytes), not per device", "boot with systemd.unified_cgroup_hierarchy=1: v1 blkio does not count what is written back")),
             ("swap_accounting", ("the memory limit does not bound swap", "boot with swapaccount=1 and a kernel with CONFIG_SWAP, or turn swap off")),
             ("idmapped_mounts_tmpfs", ("files in a tmpfs of a run belong to the run's host uid", "use Linux 6.3 or later")),
             ("idmapped_mounts_state", ("files in a mounted directory on the state directory's file system belong to the run's host uid, not to the caller", "put the directory on ext4, xfs or btrfs, with Linux 5.12 or later")),

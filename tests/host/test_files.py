@@ -227,6 +227,59 @@ def test_sparse_giant_is_cut(supervisor: Supervisor, daemon: Daemon) -> None:
     assert daemon.rss_bytes() - before < 128 * MIB
 
 
+def test_holes_cost_no_memory(supervisor: Supervisor, daemon: Daemon) -> None:
+    """The files' bytes are zeros that the run never paid for; they reach the client without a stay in the daemon's heap."""
+    before = daemon.rss_bytes()
+    result = supervisor.execute(
+        ["sh", "-c", "for n in $(seq 300); do truncate -s 1M $n; done"],
+        policy="strict",
+        timeout=scaled(60),
+        collect=["*"],
+    )
+    assert result.outcome == "exited" and len(result.files) == 300, result.detail
+    assert all(file.data == bytes(MIB) for file in result.files)
+    assert daemon.rss_bytes() - before < 128 * MIB
+
+
+def test_patterns_that_could_match_in_many_ways(supervisor: Supervisor, daemon: Daemon) -> None:
+    script = "import os\nfor _ in range(60):\n os.mkdir('a')\n os.chdir('a')\nopen('f', 'w').write('deep')"
+    with Prober(daemon):
+        result = supervisor.execute(
+            ["python3", "-c", script],
+            policy="strict",
+            timeout=scaled(20),
+            collect=["**/a/" * 20 + "**/zz", "**/a/" * 10 + "f"],
+        )
+    assert result.outcome == "exited", result.detail
+    assert list(collected(result).values()) == [b"deep"]
+    assert not any("collect" in missing for missing in result.enforcement.missing)
+
+
+def test_what_the_run_could_not_read_is_not_collected(supervisor: Supervisor, scratch: Callable[..., Path]) -> None:
+    directory = scratch("shared", 1234)
+    for name, mode in (("secret", 0o600), ("public", 0o644)):
+        (directory / name).write_text(name)
+        os.chown(directory / name, 0, 0)
+        (directory / name).chmod(mode)
+    (directory / "closed").mkdir(mode=0o700)
+    (directory / "closed" / "f").write_text("closed")
+    result = supervisor.execute(
+        ["sh", "-c", "echo own > own; chmod 600 own"],
+        policy="strict",
+        timeout=scaled(10),
+        mounts=[f"{directory}:/work:rw"],
+        collect=["**", "secret", "closed/f"],
+    )
+    assert result.outcome == "exited", result.detail
+    assert collected(result) == {b"own": b"own\n", b"public": b"public"}
+
+
+def test_deep_input_is_refused(supervisor: Supervisor, daemon: Daemon) -> None:
+    with Prober(daemon), pytest.raises(errors.InvalidRequest) as caught:
+        supervisor.execute(["true"], policy="strict", files={"a": b"", "d/" * 1900 + "f": b"x"})
+    assert caught.value.field.startswith("files[") and "components" in caught.value.message
+
+
 def test_number_of_collected_files_is_bounded(supervisor: Supervisor, daemon: Daemon) -> None:
     count = 30_000 if not SLOW_MACHINE else 2_000
     script = (

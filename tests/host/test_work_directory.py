@@ -18,7 +18,7 @@ def left(daemon: Daemon) -> list[Path]:
 
 
 def test_deeper_than_a_path(daemon: Daemon, supervisor: Supervisor) -> None:
-    result = supervisor.run(["/usr/bin/python3", "-c", DIG], policy="basic")
+    result = supervisor.execute(["/usr/bin/python3", "-c", DIG], policy="basic")
     assert result.outcome == "exited" and result.exit_code == 0
     assert left(daemon) == []
 

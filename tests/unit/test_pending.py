@@ -125,6 +125,7 @@ async def test_draining_waits_on_and_names_what_hangs(records: RunRecords, monke
     released = asyncio.Event()
 
     async def hang() -> Any:
+        run.record = replace(run.record, state="running")
         await released.wait()
 
     monkeypatch.setattr(run, "go", hang)

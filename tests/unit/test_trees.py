@@ -59,10 +59,11 @@ def test_links_are_not_followed(top: Path, tmp_path: Path) -> None:
 
 def test_a_link_in_place_of_the_directory(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "kept")
     with pytest.raises(OSError):
         remove_tree(tmp_path / "link")
-    assert (tmp_path / "kept").exists()
+    assert (tmp_path / "kept" / "file").exists()
 
 
 def test_what_vanishes(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,21 @@ async def test_a_dead_daemons_socket_is_replaced(runs: FakeRuns, tmp_path: Path)
     await started.stop(0)
 
 
+async def test_only_the_daemons_own_directory_gets_a_new_mode(runs: FakeRuns, tmp_path: Path) -> None:
+    for name, mode, own, wanted in (
+        ("own", 0o755, True, 0o750),
+        ("other", 0o755, False, 0o755),
+        ("t", 0o1777, True, 0o1777),
+    ):
+        directory = tmp_path / name
+        directory.mkdir()
+        directory.chmod(mode)
+        runtime_dir = str(directory if own else tmp_path)
+        started = await start_server(backing(runs), [f"unix://{directory}/s.sock"], runtime_dir=runtime_dir)
+        await started.stop(0)
+        assert stat.S_IMODE(directory.stat().st_mode) == wanted, name
+
+
 @pytest.mark.parametrize(
     "address",
     [
