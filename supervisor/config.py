@@ -21,7 +21,7 @@ from supervisor.errors import InvalidRequest
 DEFAULT_PATH = "/etc/supervisor/config.toml"
 ENVIRONMENT_PREFIX = "SUPERVISOR_"
 
-_NOT_KEYS = frozenset({"CONFIG", "ADDRESS", "REQUIRE"})
+_NOT_KEYS = frozenset({"CONFIG", "ADDRESS", "REQUIRE", "CLIENT_CA", "CLIENT_CERT", "CLIENT_KEY"})
 _UNIX_PATH_MAX = 107
 _NEAR = 0.8
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -77,7 +77,7 @@ class Config(BaseModel):
     )
     listen: Strings = Field(
         default_factory=lambda data: (f"unix://{data.get('runtime_dir', '/run/supervisor')}/supervisor.sock",),
-        description="Addresses: unix:///PATH, or HOST:PORT (only with tls_cert, tls_key and tls_client_ca). "
+        description="Addresses: unix:///PATH, or tcp://HOST:PORT (only with tls_cert, tls_key and tls_client_ca). "
         "By default supervisor.sock in runtime_dir.",
     )
     socket_group: str = Field("", description="Group that may use the Unix socket; empty: root's own group.")
@@ -136,9 +136,10 @@ class Config(BaseModel):
     def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("no address to listen on")
-        for address in value:
+        addresses = tuple(address.removeprefix("tcp://") for address in value)
+        for address in addresses:
             _check_address(address)
-        return value
+        return addresses
 
     @field_validator("cgroup_parent")
     @classmethod
@@ -294,7 +295,7 @@ def _check_address(address: str) -> None:
     host, colon, port = address.rpartition(":")
     bare = host.strip("[]")
     if not colon or not bare or (":" in bare and not host.startswith("[")) or "/" in address:
-        raise ValueError(f"{address!r} is neither unix:///PATH nor HOST:PORT")
+        raise ValueError(f"{address!r} is neither unix:///PATH nor tcp://HOST:PORT")
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{address!r}: {port!r} is not a port")
 

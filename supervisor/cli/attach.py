@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import queue
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, Self, cast
@@ -17,7 +18,7 @@ import typer
 
 from supervisor import errors
 from supervisor.cli.render import exit_status, explain, printable, say, signal_name, violation_line
-from supervisor.cli.transfer import write_collected
+from supervisor.cli.transfer import unmatched, write_collected
 from supervisor.client.build import RunOptions
 from supervisor.client.errors_wire import Cancelled
 from supervisor.client.result import Assembler, result_to_json
@@ -26,6 +27,13 @@ from supervisor.model import Exited, Outcome, Output, RunResult, Stream, Violati
 
 _READ_BYTES = 1 << 16
 SUPERVISOR_FAILED_STATUS = 125
+_WIDENED_BY = {
+    Outcome.OUTPUT_LIMIT: "--output-limit",
+    Outcome.OUT_OF_MEMORY: "--memory",
+    Outcome.TIMED_OUT: "--timeout",
+    Outcome.CPU_LIMIT: "--limit cpu_seconds=N",
+}
+"""The option that asks for more of what a run was ended for."""
 
 
 def attach(
@@ -39,32 +47,48 @@ def attach(
     """
     if stdin is None:
         options = options | {"stdin": b""}
+    screen = _Screen()
     stream = client.run(argv, **cast(RunOptions, options))
     with stream, _Signals(client, stream) as signals:
         if stdin is not None:
             threading.Thread(target=_feed, args=(stream, stdin), daemon=True).start()
         try:
-            result = _follow(stream, signals, as_json=as_json)
+            result = _follow(stream, signals, screen, as_json=as_json)
         except Cancelled:
+            screen.finish_line(ours_follows=True)
             if signals.ended_by is None:
                 raise
             say(_cancelled_by(signals.ended_by), "red")
             return 128 + signals.ended_by
-    complete = write_collected(result.files) if options.get("collect") else True
+        except errors.SupervisorError:
+            screen.finish_line(ours_follows=True)
+            raise
+    complete = _take_files(result, options.get("collect", ()), screen)
     if as_json:
         sys.stdout.write(json.dumps(result_to_json(result)) + "\n")
         sys.stdout.flush()
     elif signals.ended_by is not None:
-        say(_cancelled_by(signals.ended_by), "red")
+        screen.tell(_cancelled_by(signals.ended_by), "red")
     else:
-        _tell_end(result)
+        _tell_end(result, argv, options, screen)
     if signals.ended_by is not None:
         return 128 + signals.ended_by
     return exit_status(result) if complete else SUPERVISOR_FAILED_STATUS
 
 
-def _follow(stream: RunStream, signals: _Signals, *, as_json: bool) -> RunResult:
-    assembler, screen = Assembler(), _Screen()
+def _take_files(result: RunResult, patterns: Sequence[bytes], screen: _Screen) -> bool:
+    """Writes what `--get` asked for; False when something could not be written."""
+    if not patterns:
+        return True
+    complete = write_collected(result.files, tell=screen.tell)
+    if result.outcome is not Outcome.NOT_STARTED:
+        for pattern in unmatched(patterns, result.files):
+            screen.tell(f"--get '{printable(os.fsdecode(pattern))}': no file matched", "yellow")
+    return complete
+
+
+def _follow(stream: RunStream, signals: _Signals, screen: _Screen, *, as_json: bool) -> RunResult:
+    assembler = Assembler()
     broken: BrokenPipeError | None = None
     for event in stream:
         if isinstance(event, Exited) or as_json:
@@ -76,13 +100,12 @@ def _follow(stream: RunStream, signals: _Signals, *, as_json: bool) -> RunResult
                 broken = error
                 signals.end_run()
         elif isinstance(event, ViolationSeen) and event.violation.action != "kill" and sys.stderr.isatty():
-            screen.finish_line()
-            say(f"{printable(event.violation.action)}: {violation_line(event.violation)}", "yellow")
+            screen.tell(f"{printable(event.violation.action)}: {violation_line(event.violation)}", "yellow")
     if broken is not None:
         raise broken
     if assembler.result is None:
         raise errors.SupervisorError("the run's stream ended without a result", reason="NO_RESULT")
-    screen.finish_line()
+    screen.finish_line(ours_follows=False)
     return assembler.result
 
 
@@ -91,31 +114,83 @@ class _Screen:
 
     def __init__(self) -> None:
         self._mid_line = False
+        self._shared = _one_file()
 
     def write(self, output: Output) -> None:
         out = (sys.stdout if output.stream is Stream.STDOUT else sys.stderr).buffer
         out.write(output.data)
         out.flush()
-        if output.data and out.isatty():
+        if output.data and (output.stream is Stream.STDERR or self._shared):
             self._mid_line = not output.data.endswith(b"\n")
 
-    def finish_line(self) -> None:
-        """Lines of ours begin at the left on a terminal, whatever the program left there."""
-        if self._mid_line and sys.stderr.isatty():
+    def finish_line(self, *, ours_follows: bool) -> None:
+        """Ends the line that the program left open where our stderr goes: on a terminal, or before a line of ours."""
+        if self._mid_line and (ours_follows or sys.stderr.isatty()):
             typer.echo(err=True)
-        self._mid_line = False
+            self._mid_line = False
+
+    def tell(self, text: str, colour: str = "") -> None:
+        """A line of ours, at the left whatever the program left there."""
+        self.finish_line(ours_follows=True)
+        say(text, colour)
+
+
+def _one_file() -> bool:
+    """True where our stdout and stderr are the same terminal, pipe or file."""
+    if sys.stdout.isatty() and sys.stderr.isatty():
+        return True
+    try:
+        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
 
 
 def _cancelled_by(number: int) -> str:
     return f"cancelled: by {signal_name(number)}"
 
 
-def _tell_end(result: RunResult) -> None:
+def _tell_end(result: RunResult, argv: Sequence[bytes], options: Mapping[str, Any], screen: _Screen) -> None:
     cause = explain(result)
     if cause:
-        say(cause, "red")
-    if result.outcome is Outcome.EXITED and result.usage.oom_kills:
-        say(f"note: {result.usage.oom_kills} of its processes killed: out of memory", "yellow")
+        wider = _WIDENED_BY.get(result.outcome)
+        screen.tell(f"{cause}{_at_directory(result, options)}" + (f" (more with {wider})" if wider else ""), "red")
+    if _misses_local_file(result, argv, options):
+        screen.tell(_local_file_hint(os.fsdecode(argv[0])), "yellow")
+    if result.outcome is Outcome.EXITED:
+        usage = result.usage
+        if usage.oom_kills:
+            screen.tell(f"note: {usage.oom_kills} of its processes killed: out of memory (--memory)", "yellow")
+        if usage.pids_limit_hits:
+            forks = "1 fork" if usage.pids_limit_hits == 1 else f"{usage.pids_limit_hits} forks"
+            screen.tell(f"note: {forks} refused: pids limit reached (--pids)", "yellow")
+
+
+def _at_directory(result: RunResult, options: Mapping[str, Any]) -> str:
+    """The working directory that could not be entered; the daemon's words do not name it."""
+    cwd = options.get("cwd")
+    if result.error is None or result.error.stage != "cwd" or cwd is None:
+        return ""
+    return f": --cwd {printable(os.fsdecode(cwd))}"
+
+
+def _misses_local_file(result: RunResult, argv: Sequence[bytes], options: Mapping[str, Any]) -> bool:
+    """Whether the program that was not found is a file of this side, which was not sent along."""
+    error = result.error
+    if result.outcome is not Outcome.NOT_STARTED or error is None or error.errno != errno.ENOENT:
+        return False
+    sent = {os.path.basename(path) for path in options.get("files", ())}
+    return error.stage != "cwd" and os.path.basename(argv[0]) not in sent and os.path.isfile(argv[0])
+
+
+def _local_file_hint(program: str) -> str:
+    name = printable(os.path.basename(program))
+    here = os.path.dirname(program) in ("", ".")
+    where, source = ("this directory", f"./{name}") if here else ("this machine", printable(program))
+    directory = "." if here else printable(os.path.dirname(program))
+    return (
+        f"hint: files of {where} are not in the run: use --put {source}:{name}, or --mount {directory}:/work"
+        f"{'' if program.startswith('./') else f', and run ./{name}'}"
+    )
 
 
 def _feed(stream: RunStream, stdin: int) -> None:

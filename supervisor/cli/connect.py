@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from supervisor import errors
-from supervisor.client.channel import DEFAULT_ADDRESS
-from supervisor.client.errors_wire import unreachable
+from supervisor.client.channel import default_address
+from supervisor.client.errors_wire import not_allowed, unreachable
 from supervisor.client.sync_client import Supervisor
 
 
@@ -28,7 +28,7 @@ def daemon(*, embed: bool = False) -> Iterator[Supervisor]:
         with _embedded() as client:
             yield client
     else:
-        raise unreachable(DEFAULT_ADDRESS, "nobody listens there")
+        raise unreachable(default_address(), "nobody listens there")
 
 
 def named() -> bool:
@@ -36,18 +36,18 @@ def named() -> bool:
     return bool(os.environ.get("SUPERVISOR_ADDRESS"))
 
 
-def listening(address: str = DEFAULT_ADDRESS) -> bool:
-    """True where something accepts connections at the Unix socket `address`. Raises Unreachable where we may not."""
-    path = address.removeprefix("unix://")
+def listening(address: str | None = None) -> bool:
+    """True where something accepts connections at the Unix socket `address`, else the default one.
+
+    Raises Unreachable where we may not use it.
+    """
+    path = (address or default_address()).removeprefix("unix://")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(path)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM):
-                raise errors.Unreachable(
-                    f"may not connect to {path}: {error.strerror}; the socket is for root and its group",
-                    metadata={"address": address, "remedy": f"join the group of {path}, or use sudo"},
-                ) from error
+                raise not_allowed(f"unix://{path}", error.strerror) from error
             return False
     return True
 
@@ -58,7 +58,7 @@ def _embedded() -> Iterator[Supervisor]:
         from supervisor.daemon import EmbeddedDaemon
     except ImportError as error:
         raise errors.HostLacks(
-            f"no daemon listens at {DEFAULT_ADDRESS}, and none can be started here: {error}",
+            f"no daemon listens at {default_address()}, and none can be started here: {error}",
             metadata={"feature": "daemon", "remedy": "name a daemon in SUPERVISOR_ADDRESS"},
         ) from error
     with EmbeddedDaemon() as address, Supervisor(address) as client:

@@ -5,12 +5,38 @@ from __future__ import annotations
 import json as jsonlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from supervisor import errors
 from supervisor.cli.render import print_table, say
+
+
+class ServeCommand(TyperCommand):
+    """`serve`, whose help names the configuration's keys; they are imported when that is asked for."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        from supervisor.config import DEFAULT_PATH, Config
+
+        rows = [(key, _described(field)) for key, field in Config.model_fields.items()]
+        with formatter.section(f"Keys of the configuration ({DEFAULT_PATH}; key = value, or SUPERVISOR_<KEY>)"):
+            formatter.write_dl(rows)
+
+
+def _described(field: Any) -> str:
+    """A key's description and its default; one that is computed is told in the description."""
+    if field.default_factory is not None:
+        return str(field.description)
+    default = field.default
+    if isinstance(default, tuple):
+        shown = ", ".join(default)
+    elif isinstance(default, bool):
+        shown = str(default).lower()
+    else:
+        shown = str(default)
+    return f"{field.description} [default: {shown or 'empty'}]"
 
 
 def serve(
@@ -25,8 +51,7 @@ def serve(
         typer.Option(
             "--listen",
             metavar="ADDRESS",
-            help="unix:///PATH or tcp://HOST:PORT (mutual TLS only); repeatable. "
-            "Default: unix:///run/supervisor/supervisor.sock.",
+            help="unix:///PATH or tcp://HOST:PORT (mutual TLS only); repeatable. Default: the key listen.",
         ),
     ] = None,
 ) -> None:
@@ -40,7 +65,11 @@ def serve(
         from supervisor.daemon import serve as serve_daemon
     except ImportError as error:
         raise _not_here("daemon", error) from error
-    raise typer.Exit(serve_daemon(None if config is None else str(config), list(listen or ())))
+    raise typer.Exit(
+        serve_daemon(
+            None if config is None else str(config), [address.removeprefix("tcp://") for address in listen or ()]
+        )
+    )
 
 
 def doctor(

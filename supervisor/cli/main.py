@@ -81,13 +81,13 @@ app = typer.Typer(
 
 \b
   supervisor run -- python3 -c 'print(1)'        one program under the policy strict
-  supervisor run --memory 64M --timeout 5 -- ./a.out
+  supervisor run --put a.out:a.out --memory 64M --timeout 5 -- ./a.out
   supervisor doctor                              what this host can enforce
   supervisor ps                                  runs of the daemon
 
-The daemon is the one at SUPERVISOR_ADDRESS, else at unix:///run/supervisor/supervisor.sock. Over TCP
-(tcp://HOST:PORT) set SUPERVISOR_TLS_CA, SUPERVISOR_TLS_CERT and SUPERVISOR_TLS_KEY, too. Without a daemon,
-`run` starts one of its own for that run.
+The daemon is the one at SUPERVISOR_ADDRESS, else at supervisor.sock in SUPERVISOR_RUNTIME_DIR, else at
+unix:///run/supervisor/supervisor.sock. Over TCP (tcp://HOST:PORT) set SUPERVISOR_CLIENT_CA,
+SUPERVISOR_CLIENT_CERT and SUPERVISOR_CLIENT_KEY, too. Without a daemon, `run` starts one of its own for that run.
 """,
     no_args_is_help=True,
     add_completion=False,
@@ -117,7 +117,7 @@ _PASS_ON = {"allow_interspersed_args": False, "allow_extra_args": True}
 app.command("run", context_settings=_PASS_ON, options_metavar="[OPTIONS] -- PROGRAM [ARG...]", no_args_is_help=True)(
     run.run
 )
-app.command("serve")(doctor.serve)
+app.command("serve", cls=doctor.ServeCommand)(doctor.serve)
 app.command("doctor")(doctor.doctor)
 app.command("ps")(show.ps)
 app.command("inspect")(show.inspect)

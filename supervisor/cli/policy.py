@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as jsonlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +27,17 @@ Without a daemon these commands use the policies that ship with the supervisor.
 
 
 @app.command("list")
-def list_policies() -> None:
+def list_policies(
+    json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+) -> None:
     """Name the policies, each with its description."""
-    rows = [(policy.name, policy.extends or "-", policy.description) for policy in _policies()]
+    found = _policies()
+    if json:
+        for policy in found:
+            shown = {"name": policy.name, "extends": policy.extends, "description": policy.description}
+            typer.echo(jsonlib.dumps(shown | {"digest": policy.digest}))
+        return
+    rows = [(policy.name, policy.extends or "-", policy.description) for policy in found]
     print_table(("POLICY", "EXTENDS", "DESCRIPTION"), rows)
 
 

@@ -170,12 +170,16 @@ def outcome_text(run: Ended) -> str:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
-    """A rich table without a frame, for a terminal."""
+    """A rich table without a frame, for a terminal. Its first column, which people copy from, is never cut."""
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(*headings, box=None, header_style="bold", pad_edge=False)
-    for row in rows:
+    lines = list(rows)
+    made = Table(box=None, header_style="bold", pad_edge=False)
+    for at, heading in enumerate(headings):
+        width = None if at else max(len(heading), *(len(printable(row[0])) for row in lines), 0)
+        made.add_column(heading, no_wrap=not at, min_width=width)
+    for row in lines:
         made.add_row(*(Text(printable(cell)) for cell in row))
     return made
 

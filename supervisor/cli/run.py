@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -137,7 +138,11 @@ def run(
     ] = None,
     get: Annotated[
         list[str] | None,
-        _option("--get", metavar="GLOB", help="Copy files of the run out, below this directory; relative to /work."),
+        _option(
+            "--get",
+            metavar="GLOB",
+            help="Copy files of the run out, below this directory, over files of these names; relative to /work.",
+        ),
     ] = None,
     env: Annotated[
         list[str] | None,
@@ -199,9 +204,10 @@ def run(
     from supervisor.cli.connect import daemon
     from supervisor.cli.transfer import files_to_put
 
+    file = _policy_file(policy)
     with ExitStack() as stack:
         options: dict[str, Any] = {
-            "policy": _policy(policy),
+            "policy": file or policy,
             "agent": agent,
             "timeout": timeout,
             "memory": memory,
@@ -226,15 +232,27 @@ def run(
         source = _stdin(stdin, stack)
         argv = [os.fsencode(argument) for argument in context.args]
         client = stack.enter_context(daemon(embed=True))
-        status = attach(client, argv, options, source, as_json=json)
+        try:
+            status = attach(client, argv, options, source, as_json=json)
+        except errors.SupervisorError as error:
+            raise _naming_file(error, file) from None
     raise typer.Exit(status)
 
 
-def _policy(asked: str) -> str | os.PathLike[str]:
-    """A name as it is; what looks like a path as one, so that a missing file is told as that."""
+def _policy_file(asked: str) -> os.PathLike[str] | None:
+    """The path of a policy's file where `asked` looks like one, so that a missing file is told as that."""
     from pathlib import Path
 
-    return Path(asked) if "/" in asked or asked.endswith(".toml") else asked
+    return Path(asked) if "/" in asked or asked.endswith(".toml") else None
+
+
+def _naming_file(error: errors.SupervisorError, file: os.PathLike[str] | None) -> errors.SupervisorError:
+    """`error` with the policy's file in the place of what the daemon, which knows only its text, calls it."""
+    if file is not None and error.metadata.get("file") == "inline":
+        name = os.fspath(file)
+        error.metadata["file"] = name
+        error.message = re.sub(r"(^|; )inline(?=:)", lambda found: found[1] + name, error.message)
+    return error
 
 
 def _stdin(asked: str | None, stack: ExitStack) -> int | None:

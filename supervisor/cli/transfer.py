@@ -6,9 +6,10 @@ directory, one component at a time, with O_NOFOLLOW (openat(2)).
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import BinaryIO
@@ -105,8 +106,35 @@ def _directory(top: int, parts: Sequence[bytes], *, create: bool) -> Iterator[in
         os.close(current)
 
 
-def write_collected(files: Sequence[OutputFile], directory: str = ".") -> bool:
-    """Writes what `--get` brought below `directory`, and says on stderr what could not be; True when all were.
+def unmatched(patterns: Sequence[bytes], files: Sequence[OutputFile]) -> list[bytes]:
+    """Those of `patterns` (as `--get` takes them) that name none of `files`."""
+    paths = [_parts(file.path) for file in files]
+    return [pattern for pattern in patterns if not any(_names(_parts(pattern), path) for path in paths)]
+
+
+def _parts(path: bytes) -> list[bytes]:
+    absolute = path if path.startswith(b"/") else _WORK + path
+    return [part for part in absolute.split(b"/") if part not in (b"", b".")]
+
+
+def _names(pattern: list[bytes], path: list[bytes]) -> bool:
+    """Whether `pattern` names the file `path`, or a directory above it; ** stands for any number of components."""
+
+    def reached(positions: set[int]) -> set[int]:
+        following = {at + 1 for at in positions if at < len(pattern) and pattern[at] == b"**"} - positions
+        return reached(positions | following) if following else positions
+
+    positions = reached({0})
+    for part in path:
+        # The end of the pattern stays reached: what is below a directory that it names comes with it.
+        stay = {at for at in positions if at == len(pattern) or pattern[at] == b"**"}
+        go = {at + 1 for at in positions - stay if fnmatch.fnmatchcase(part, pattern[at])}
+        positions = reached(stay | go)
+    return len(pattern) in positions
+
+
+def write_collected(files: Sequence[OutputFile], directory: str = ".", tell: Callable[[str, str], None] = say) -> bool:
+    """Writes what `--get` brought below `directory`, and tells (on stderr) what could not be; True when all were.
 
     Paths are those inside the run: /work is `directory` itself, /tmp/x becomes tmp/x below it. A path with '..' is
     refused, a link in the way is not followed but replaced (the file) or refused (a directory).
@@ -120,10 +148,10 @@ def write_collected(files: Sequence[OutputFile], directory: str = ".") -> bool:
             except (OSError, ValueError) as error:
                 complete = False
                 why = error.strerror if isinstance(error, OSError) else str(error)
-                say(f"not copied out: {_text(file.path)}: {why}", "red")
+                tell(f"not copied out: {_text(file.path)}: {why}", "red")
             else:
                 if file.truncated:
-                    say(
+                    tell(
                         f"cut: {_text(file.path)} did not fit the bound; it has its first {len(file.data)} bytes",
                         "yellow",
                     )

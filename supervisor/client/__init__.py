@@ -6,8 +6,8 @@
         result = supervisor.execute(["python3", "-c", "print(1)"], timeout=5, memory="256M")
         print(result.outcome, result.exit_code, result.stdout)
 
-A program that fails is a result. What the supervisor itself refuses or cannot do raises `supervisor.errors.SupervisorError`
-or one of its kinds. Installs and runs without root and on any system.
+A program that fails is a result. What the supervisor itself refuses or cannot do raises `SupervisorError` or one of
+its kinds. Installs and runs without root and on any system.
 """
 
 from supervisor.client.async_client import AsyncRunStream, AsyncSupervisor
@@ -16,21 +16,43 @@ from supervisor.client.channel import DEFAULT_ADDRESS
 from supervisor.client.errors_wire import Cancelled, DeadlineExceeded
 from supervisor.client.result import Host, Policy, PolicyCheck, PolicyProblem, TraceEvent, result_to_json
 from supervisor.client.sync_client import RunStream, Supervisor
+from supervisor.errors import (
+    AlreadyExists,
+    Draining,
+    Exhausted,
+    HostLacks,
+    InvalidRequest,
+    LaunchFailed,
+    NotFound,
+    PolicyRefused,
+    SupervisorError,
+    Unreachable,
+)
 
 __all__ = [
     "DEFAULT_ADDRESS",
+    "AlreadyExists",
     "AsyncRunStream",
     "AsyncSupervisor",
     "Cancelled",
     "DeadlineExceeded",
+    "Draining",
+    "Exhausted",
     "Host",
+    "HostLacks",
+    "InvalidRequest",
+    "LaunchFailed",
     "LocalFile",
+    "NotFound",
     "Policy",
     "PolicyCheck",
     "PolicyProblem",
+    "PolicyRefused",
     "RunOptions",
     "RunStream",
     "Supervisor",
+    "SupervisorError",
     "TraceEvent",
+    "Unreachable",
     "result_to_json",
 ]

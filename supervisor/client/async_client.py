@@ -14,7 +14,7 @@ import grpc.aio
 from supervisor import errors
 from supervisor.client import result as wire
 from supervisor.client.build import Request, RunOptions, Text, build_request, stdin_chunks, to_bytes
-from supervisor.client.channel import MAX_MESSAGE_BYTES, Stubs, TlsFiles, resolve_target
+from supervisor.client.channel import MAX_MESSAGE_BYTES, Stubs, Target, TlsFiles, resolve_target
 from supervisor.client.errors_wire import Cancelled, from_rpc_error
 from supervisor.client.sync_client import runs_request
 from supervisor.model import Event, Exited, RunRecord, RunResult, Started, TraceSummary
@@ -35,7 +35,7 @@ class AsyncSupervisor:
     ) -> None:
         target = resolve_target(address, tls, max_message_bytes=max_message_bytes)
         self.address = target.address
-        self._local = target.local
+        self._target = target
         self._channel: Any = (
             grpc.aio.insecure_channel(target.address, target.options)
             if target.credentials is None
@@ -45,13 +45,13 @@ class AsyncSupervisor:
 
     async def execute(self, argv: Sequence[Text], **options: Unpack[RunOptions]) -> RunResult:
         """Runs a program to its end and returns its result; see `Supervisor.execute`."""
-        request = build_request(argv, options, local=self._local)
+        request = build_request(argv, options, local=self._target.local)
         if request.spec.HasField("terminal"):
             raise errors.InvalidRequest("a terminal needs run(), with live input and output", field="terminal")
         if not request.streamed:
             return wire.to_result(await self._ask(self._stubs.runs.Execute, request.unary(), request.deadline))
         assembler = wire.Assembler()
-        async with AsyncRunStream(self._stubs.runs.Run, request, self.address, stdin_follows=False) as stream:
+        async with AsyncRunStream(self._stubs.runs.Run, request, self._target, stdin_follows=False) as stream:
             async for event in stream:
                 assembler.add(event)
         if assembler.result is None:
@@ -60,8 +60,8 @@ class AsyncSupervisor:
 
     def run(self, argv: Sequence[Text], **options: Unpack[RunOptions]) -> AsyncRunStream:
         """Starts a program and returns the stream of its events; see `Supervisor.run`. Not awaited itself."""
-        request = build_request(argv, options, local=self._local)
-        return AsyncRunStream(self._stubs.runs.Run, request, self.address, stdin_follows=options.get("stdin") is None)
+        request = build_request(argv, options, local=self._target.local)
+        return AsyncRunStream(self._stubs.runs.Run, request, self._target, stdin_follows=options.get("stdin") is None)
 
     async def kill(self, run_id: str) -> bool:
         """Ends a run with its whole tree; False when it had ended already. Raises NotFound."""
@@ -115,7 +115,7 @@ class AsyncSupervisor:
                 for event in wire.to_trace_events(message):
                     yield event
         except grpc.RpcError as error:
-            raise from_rpc_error(error, self.address) from None
+            raise from_rpc_error(error, self._target) from None
 
     async def trace_summary(self, run_id: str) -> TraceSummary:
         """A run's system calls, counted. Raises NotFound."""
@@ -140,15 +140,15 @@ class AsyncSupervisor:
         try:
             return await method(request, timeout=deadline)
         except grpc.RpcError as error:
-            raise from_rpc_error(error, self.address) from None
+            raise from_rpc_error(error, self._target) from None
 
 
 class AsyncRunStream:
     """One run's events, in order; iterate it with `async for`. Leaving it before the end ends the run."""
 
-    def __init__(self, method: Any, request: Request, address: str, *, stdin_follows: bool) -> None:
+    def __init__(self, method: Any, request: Request, target: Target, *, stdin_follows: bool) -> None:
         self.run_id: str | None = None
-        self._address = address
+        self._target = target
         self._outbox = _AsyncOutbox(request.opening(stdin_follows=stdin_follows))
         self._stdin_open = stdin_follows
         self._reader = wire.EventReader()
@@ -208,7 +208,7 @@ class AsyncRunStream:
             self._over = True
             if self._outbox.failure is not None:
                 raise self._outbox.failure from None
-            raise from_rpc_error(error, self._address) from None
+            raise from_rpc_error(error, self._target, run_under_way=self.run_id is not None) from None
         except asyncio.CancelledError:
             self._over = True
             # grpc.aio raises this for its own cancel(), too; only a cancelled task may see it.

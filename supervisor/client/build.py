@@ -165,6 +165,8 @@ def build_request(argv: Sequence[Text], options: RunOptions, *, local: bool) -> 
     _known_options(given)
     if isinstance(argv, str | bytes):
         raise errors.InvalidRequest(f"argv is a list of arguments, not the text {argv!r}", field="argv")
+    if argv and not argv[0]:
+        raise errors.InvalidRequest("argv[0] is empty: name the program to run", field="argv[0]")
     spec = run_pb2.RunSpec(argv=[to_bytes(argument, f"argv[{at}]") for at, argument in enumerate(argv)])
     _set_policy(spec, given.get("policy"))
     _set_limits(spec, given)
@@ -285,6 +287,11 @@ def _mount(mount: object, name: str, local: bool) -> run_pb2.Mount:
         source, colon, target = (text[:-3] if text.endswith((b":ro", b":rw")) else text).rpartition(b":")
         if not colon or not source or not target:
             raise errors.InvalidRequest(f"{_readable(text)!r} is no mount; write SOURCE:TARGET[:ro|:rw]", field=name)
+        if b":" in source and not target.startswith(b"/"):
+            raise errors.InvalidRequest(
+                f"{_readable(text)!r} ends in {_readable(target)!r}, which is no mode: a mount's mode is ro or rw",
+                field=name,
+            )
     if not source.startswith(b"/") and local:
         source = os.path.normpath(bytes(Path.cwd()) + b"/" + source)
     return run_pb2.Mount(source=source, target=target, writable=writable)

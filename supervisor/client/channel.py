@@ -20,6 +20,8 @@ _SLACK_BYTES = 1 << 20
 
 TlsFiles = tuple[str | os.PathLike[str], str | os.PathLike[str], str | os.PathLike[str]]
 """Paths of three PEM files: the authority that signed the daemon's certificate, the client's certificate, its key."""
+TLS_VARIABLES = ("SUPERVISOR_CLIENT_CA", "SUPERVISOR_CLIENT_CERT", "SUPERVISOR_CLIENT_KEY")
+"""Where the three are looked for when they are not passed."""
 
 _IDEMPOTENT = {
     "supervisor.v1.RunService": ("GetRun", "ListRuns"),
@@ -31,12 +33,13 @@ _IDEMPOTENT = {
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A daemon's address as gRPC takes it; `local` for a Unix socket; `credentials` for TCP."""
+    """A daemon's address as gRPC takes it; `local` for a Unix socket; `credentials`, from `tls_files`, for TCP."""
 
     address: str
     local: bool
     credentials: grpc.ChannelCredentials | None
     options: tuple[tuple[str, object], ...]
+    tls_files: tuple[str, ...] = ()
 
 
 class Stubs:
@@ -52,38 +55,48 @@ class Stubs:
         self.runs, self.policies, self.host, self.traces = (make(channel) for make in makers)
 
 
+def default_address() -> str:
+    """The Unix socket of a daemon that was started in this environment: in SUPERVISOR_RUNTIME_DIR where that is set."""
+    directory = os.environ.get("SUPERVISOR_RUNTIME_DIR", "")
+    return f"unix://{os.path.normpath(directory)}/supervisor.sock" if directory.startswith("/") else DEFAULT_ADDRESS
+
+
 def resolve_target(
     address: str | None = None, tls: TlsFiles | None = None, *, max_message_bytes: int = MAX_MESSAGE_BYTES
 ) -> Target:
-    """The target for `address`, else SUPERVISOR_ADDRESS, else the default socket.
+    """The target for `address`, else SUPERVISOR_ADDRESS, else `default_address()`.
 
-    Raises InvalidRequest when a TCP address comes without TLS files (argument, else SUPERVISOR_TLS_CA, _CERT, _KEY)
-    or one of them cannot be read.
+    Raises InvalidRequest for what is no address, and when a TCP address comes without TLS files (argument, else
+    TLS_VARIABLES) or one of them cannot be read.
     """
-    asked = address or os.environ.get("SUPERVISOR_ADDRESS") or DEFAULT_ADDRESS
+    asked = address or os.environ.get("SUPERVISOR_ADDRESS") or default_address()
     options = _options(max_message_bytes)
     if asked.startswith("/"):
         return Target(f"unix://{asked}", True, None, options)
     if asked.startswith(("unix:", "unix-abstract:")):
         return Target(asked, True, None, options)
-    host = asked.removeprefix("tcp://")
-    if host.startswith(("http:", "https:")) or not host.rpartition(":")[2].isdigit():
+    host, _, port = asked.removeprefix("tcp://").rpartition(":")
+    if not host or "/" in host or not (port.isascii() and port.isdigit()):
         raise errors.InvalidRequest(
-            f"{asked!r} is no address; write unix:///path/to/socket or tcp://HOST:PORT", field="address"
+            f"{asked!r} is no address; write unix:///PATH, /PATH, tcp://HOST:PORT or HOST:PORT", field="address"
         )
-    return Target(host, False, _credentials(tls), options)
+    files = _tls_files(tls)
+    return Target(f"{host}:{port}", False, _credentials(files), options, files)
 
 
-def _credentials(tls: TlsFiles | None) -> grpc.ChannelCredentials:
-    names = ("SUPERVISOR_TLS_CA", "SUPERVISOR_TLS_CERT", "SUPERVISOR_TLS_KEY")
-    paths = tls or tuple(os.environ.get(name, "") for name in names)
-    missing = [name for name, path in zip(names, paths, strict=True) if not path]
+def _tls_files(tls: TlsFiles | None) -> tuple[str, ...]:
+    paths = tls or tuple(os.environ.get(name, "") for name in TLS_VARIABLES)
+    missing = [name for name, path in zip(TLS_VARIABLES, paths, strict=True) if not path]
     if missing:
         raise errors.InvalidRequest(
             f"a daemon over TCP wants mutual TLS: set {', '.join(missing)}, or pass tls=(ca, cert, key)", field="tls"
         )
+    return tuple(os.fspath(path) for path in paths)
+
+
+def _credentials(files: tuple[str, ...]) -> grpc.ChannelCredentials:
     try:
-        authority, certificate, key = (Path(path).read_bytes() for path in paths)
+        authority, certificate, key = (Path(path).read_bytes() for path in files)
     except OSError as error:
         raise errors.InvalidRequest(f"cannot read {error.filename}: {error.strerror}", field="tls") from error
     return grpc.ssl_channel_credentials(authority, key, certificate)

@@ -12,6 +12,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from supervisor import errors
+from supervisor.client.channel import Target
 
 DOMAIN = "supervisor"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -29,6 +30,8 @@ class Cancelled(errors.SupervisorError):
     reason = "CANCELLED"
 
 
+_TLS_WORDS = ("SSL", "TLS", "Tls", "handshake", "certificate", "Hostname Verification")
+_LOST_WORDS = ("Socket closed", "Connection reset", "Broken pipe", "GOAWAY", "recvmsg")
 _CODES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
 _CLASSES: dict[str, type[errors.SupervisorError]] = {
@@ -41,8 +44,8 @@ _CLASSES: dict[str, type[errors.SupervisorError]] = {
 _REASONS: dict[str, type[errors.SupervisorError]] = {row.error.reason: row.error for row in errors.ERROR_TABLE}
 
 
-def from_rpc_error(error: grpc.RpcError, address: str) -> errors.SupervisorError:
-    """The exception that `error` stands for; `address` is named where no daemon answered."""
+def from_rpc_error(error: grpc.RpcError, target: Target, *, run_under_way: bool = False) -> errors.SupervisorError:
+    """The exception that `error` stands for; `target` is named where no daemon answered, or none any more."""
     call = cast(Any, error)
     code: grpc.StatusCode = call.code()
     text: str = call.details() or ""
@@ -51,7 +54,7 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> errors.SupervisorError
             status = status_pb2.Status.FromString(value)
             if status.details:
                 return from_status(status)
-    return _bare(code.name, text, address)
+    return _bare(code.name, text, target, run_under_way)
 
 
 def from_status(status: status_pb2.Status) -> errors.SupervisorError:
@@ -85,16 +88,51 @@ def _class_for(code: str, reason: str) -> type[errors.SupervisorError]:
     return errors.SupervisorError if code == "INTERNAL" else _CLASSES.get(code, errors.SupervisorError)
 
 
-def _bare(code: str, text: str, address: str) -> errors.SupervisorError:
+def _bare(code: str, text: str, target: Target, run_under_way: bool) -> errors.SupervisorError:
     if code == "UNAVAILABLE":
-        # gRPC wraps what the system said in the story of its own attempts.
-        return unreachable(address, text.rpartition("error: ")[2])
+        return _unavailable(text, target, run_under_way)
     if code == "DEADLINE_EXCEEDED":
         return DeadlineExceeded("the deadline of the call passed before the answer came")
     if code == "CANCELLED":
         return Cancelled("the call was cancelled")
     kind = errors.SupervisorError if code == "INTERNAL" else _CLASSES.get(code, errors.SupervisorError)
     return kind(text or f"the call failed with {code}", reason=code)
+
+
+def _unavailable(text: str, target: Target, run_under_way: bool) -> errors.Unreachable:
+    # gRPC wraps what the system said in the story of its own attempts.
+    said = text.rpartition("error: ")[2]
+    address, metadata = target.address, {"address": target.address}
+    lost = "failed to connect" not in text and any(word in text for word in _LOST_WORDS)
+    if run_under_way:
+        message = f"the daemon at {address} was lost while the run was under way ({said})"
+        return errors.Unreachable(message, reason="DAEMON_LOST", metadata=metadata)
+    if "Permission denied" in text:
+        return not_allowed(address, said)
+    verified = any(word in text for word in _TLS_WORDS)
+    # With TLS 1.3 a server refuses a client's certificate after the handshake, which reads like a loss.
+    if target.tls_files and (verified or "Socket closed" in text or "Connection reset" in text):
+        authority, certificate, key = target.tls_files
+        remedy = f"is its certificate signed by {authority}, and does it accept {certificate} (key {key})?"
+        return errors.Unreachable(
+            f"no TLS with {address} ({text.rpartition('last error: ')[2]}); {remedy}",
+            reason="TLS_FAILED",
+            metadata=metadata | {"remedy": remedy},
+        )
+    if lost:
+        message = f"the daemon at {address} was lost before it answered ({said})"
+        return errors.Unreachable(message, reason="DAEMON_LOST", metadata=metadata)
+    return unreachable(address, said)
+
+
+def not_allowed(address: str, said: str) -> errors.Unreachable:
+    """A daemon's socket is there, but not for us."""
+    remedy = "run as root, or join the group that the daemon's socket_group names"
+    return errors.Unreachable(
+        f"you may not use the socket {address} ({said}): {remedy}",
+        reason="NOT_ALLOWED",
+        metadata={"address": address, "remedy": remedy},
+    )
 
 
 def unreachable(address: str, said: str) -> errors.Unreachable:

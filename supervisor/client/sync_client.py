@@ -13,7 +13,7 @@ import grpc
 from supervisor import errors
 from supervisor.client import result as wire
 from supervisor.client.build import Request, RunOptions, Text, build_request, stdin_chunks, to_bytes
-from supervisor.client.channel import MAX_MESSAGE_BYTES, Stubs, TlsFiles, resolve_target
+from supervisor.client.channel import MAX_MESSAGE_BYTES, Stubs, Target, TlsFiles, resolve_target
 from supervisor.client.errors_wire import from_rpc_error
 from supervisor.model import Event, Exited, RunRecord, RunResult, Started, TraceSummary
 from supervisor.v1 import host_pb2, policy_pb2, run_pb2, trace_pb2
@@ -23,10 +23,11 @@ _PAGE = 1000
 
 
 class Supervisor:
-    """A connection to one daemon: `address`, else SUPERVISOR_ADDRESS, else the default Unix socket.
+    """A connection to one daemon: `address`, else SUPERVISOR_ADDRESS, else the default Unix socket
+    (supervisor.sock in SUPERVISOR_RUNTIME_DIR, else in /run/supervisor).
 
-    TCP addresses (tcp://HOST:PORT) want mutual TLS: tls=(ca, cert, key), else SUPERVISOR_TLS_CA, _CERT and _KEY. Every
-    call raises `errors.SupervisorError` or a kind of it; `errors.Unreachable` when no daemon answers. Nothing is
+    TCP addresses (tcp://HOST:PORT) want mutual TLS: tls=(ca, cert, key), else SUPERVISOR_CLIENT_CA, _CERT and
+    _KEY. Every call raises `errors.SupervisorError` or a kind of it; `errors.Unreachable` when no daemon answers. Nothing is
     connected before the first call. Close it, or use it as a context manager.
     """
 
@@ -35,7 +36,7 @@ class Supervisor:
     ) -> None:
         target = resolve_target(address, tls, max_message_bytes=max_message_bytes)
         self.address = target.address
-        self._local = target.local
+        self._target = target
         self._channel: Any = (
             grpc.insecure_channel(target.address, target.options)
             if target.credentials is None
@@ -49,13 +50,13 @@ class Supervisor:
         A program that fails, is killed or cannot be executed is a result, not an exception. Large input and collected
         files travel in a stream, unseen here.
         """
-        request = build_request(argv, options, local=self._local)
+        request = build_request(argv, options, local=self._target.local)
         if request.spec.HasField("terminal"):
             raise errors.InvalidRequest("a terminal needs run(), with live input and output", field="terminal")
         if not request.streamed:
             return wire.to_result(self._ask(self._stubs.runs.Execute, request.unary(), request.deadline))
         assembler = wire.Assembler()
-        with RunStream(self._stubs.runs.Run, request, self.address, stdin_follows=False) as stream:
+        with RunStream(self._stubs.runs.Run, request, self._target, stdin_follows=False) as stream:
             for event in stream:
                 assembler.add(event)
         if assembler.result is None:
@@ -68,8 +69,8 @@ class Supervisor:
         Without `stdin` the program's standard input stays open for `write` until `close_stdin`; with it, those bytes
         are all of it. Takes the same options as `execute`, and `terminal`.
         """
-        request = build_request(argv, options, local=self._local)
-        return RunStream(self._stubs.runs.Run, request, self.address, stdin_follows=options.get("stdin") is None)
+        request = build_request(argv, options, local=self._target.local)
+        return RunStream(self._stubs.runs.Run, request, self._target, stdin_follows=options.get("stdin") is None)
 
     def kill(self, run_id: str) -> bool:
         """Ends a run with its whole tree; False when it had ended already. Raises NotFound."""
@@ -119,7 +120,7 @@ class Supervisor:
             for message in self._stubs.traces.GetTrace(trace_pb2.GetTraceRequest(run_id=run_id)):
                 yield from wire.to_trace_events(message)
         except grpc.RpcError as error:
-            raise from_rpc_error(error, self.address) from None
+            raise from_rpc_error(error, self._target) from None
 
     def trace_summary(self, run_id: str) -> TraceSummary:
         """A run's system calls, counted. Raises NotFound."""
@@ -142,7 +143,7 @@ class Supervisor:
         try:
             return method(request, timeout=deadline)
         except grpc.RpcError as error:
-            raise from_rpc_error(error, self.address) from None
+            raise from_rpc_error(error, self._target) from None
 
 
 def runs_request(agent: str, state: str) -> run_pb2.ListRunsRequest:
@@ -158,9 +159,9 @@ class RunStream:
     The other methods may be called from any thread while one thread iterates.
     """
 
-    def __init__(self, method: Any, request: Request, address: str, *, stdin_follows: bool) -> None:
+    def __init__(self, method: Any, request: Request, target: Target, *, stdin_follows: bool) -> None:
         self.run_id: str | None = None
-        self._address = address
+        self._target = target
         self._outbox = _Outbox(request.opening(stdin_follows=stdin_follows))
         self._stdin_open = stdin_follows
         self._reader = wire.EventReader()
@@ -216,7 +217,7 @@ class RunStream:
             self._over = True
             if self._outbox.failure is not None:
                 raise self._outbox.failure from None
-            raise from_rpc_error(error, self._address) from None
+            raise from_rpc_error(error, self._target, run_under_way=self.run_id is not None) from None
         raise StopIteration
 
     def _finish(self) -> None:

@@ -108,11 +108,15 @@ static void private_root(void)
 
 static void set_up_process(void)
 {
+	/* struct sigaction as the kernel has it; all zero is SIG_DFL. */
+	static const unsigned long defaults[8];
 	struct rlimit files;
 	sigset_t none;
 
+	/* Past the C library, which keeps two real-time signals to itself and would leave them as
+	 * they came. */
 	for (int number = 1; number < 65; number++)
-		signal(number, SIG_DFL);
+		syscall(SYS_rt_sigaction, number, &defaults, NULL, 8);
 	/* The daemon decides when we end; a terminal's signals are for it alone. */
 	setsid();
 	sigemptyset(&none);
