@@ -47,7 +47,7 @@ def listening(address: str | None = None) -> bool:
             probe.connect(path)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM):
-                raise not_allowed(f"unix://{path}", error.strerror) from error
+                raise not_allowed(f"unix://{path}", os.strerror(error.errno)) from error
             return False
     return True
 

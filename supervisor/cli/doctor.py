@@ -20,18 +20,20 @@ class ServeCommand(TyperCommand):
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         from supervisor.config import DEFAULT_PATH, Config
 
-        rows = [(key, _described(field)) for key, field in Config.model_fields.items()]
+        rows = [(key, _described(key, field)) for key, field in Config.model_fields.items()]
         with formatter.section(f"Keys of the configuration ({DEFAULT_PATH}; key = value, or SUPERVISOR_<KEY>)"):
             formatter.write_dl(rows)
 
 
-def _described(field: Any) -> str:
+def _described(key: str, field: Any) -> str:
     """A key's description and its default; one that is computed is told in the description."""
     if field.default_factory is not None:
         return str(field.description)
     default = field.default
     if isinstance(default, tuple):
         shown = ", ".join(default)
+    elif key.endswith("_bytes"):
+        shown = f"{default >> 20}M"
     elif isinstance(default, bool):
         shown = str(default).lower()
     else:

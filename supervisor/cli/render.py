@@ -124,7 +124,13 @@ def say(text: str, colour: str = "") -> None:
 def failure(error: errors.SupervisorError) -> None:
     """Tells on stderr why the supervisor itself said no, and what can be done about it."""
     refused = isinstance(error, errors.PolicyRefused)
-    text = error.message if not error.field or error.field in error.message else f"{error.field}: {error.message}"
+    text = error.message
+    file = error.metadata.get("file", "")
+    if file and text.startswith(f"{file}:"):
+        # FILE:LINE stays in front, where editors look for it.
+        text += "" if error.field.rpartition(".")[2] in text else f" ({error.field})"
+    elif error.field and error.field not in text:
+        text = f"{error.field}: {text}"
     say(f"{'refused' if refused else 'supervisor'}: {printable(text)}", "red")
     remedy = error.metadata.get("remedy", "")
     if remedy and remedy not in error.message:
@@ -177,11 +183,15 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
     lines = list(rows)
     made = Table(box=None, header_style="bold", pad_edge=False)
     for at, heading in enumerate(headings):
-        width = None if at else max(len(heading), *(len(printable(row[0])) for row in lines), 0)
+        width = None if at else _first_width(headings, lines)
         made.add_column(heading, no_wrap=not at, min_width=width)
     for row in lines:
         made.add_row(*(Text(printable(cell)) for cell in row))
     return made
+
+
+def _first_width(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> int:
+    return max(len(headings[0]), *(len(printable(row[0])) for row in rows), 0)
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -189,11 +199,14 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     if sys.stdout.isatty():
         from rich.console import Console
 
-        Console().print(table(headings, rows))
+        lines = [tuple(row) for row in rows]
+        console = Console()
+        console.width = max(console.width, _first_width(headings, lines))
+        console.print(table(headings, lines))
         return
-    lines = [list(headings), *([printable(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[at]) for line in lines) for at in range(len(headings))]
-    for line in lines:
+    shown = [list(headings), *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[at]) for line in shown) for at in range(len(headings))]
+    for line in shown:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 

@@ -31,6 +31,8 @@ class Cancelled(errors.SupervisorError):
 
 
 _TLS_WORDS = ("SSL", "TLS", "Tls", "handshake", "certificate", "Hostname Verification")
+_REFUSED_WORDS = ("Socket closed", "Connection reset")
+"""While connecting: with TLS 1.3 a server refuses a client's certificate once the client's handshake is done."""
 _LOST_WORDS = ("Socket closed", "Connection reset", "Broken pipe", "GOAWAY", "recvmsg")
 _CODES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
@@ -109,9 +111,8 @@ def _unavailable(text: str, target: Target, run_under_way: bool) -> errors.Unrea
         return errors.Unreachable(message, reason="DAEMON_LOST", metadata=metadata)
     if "Permission denied" in text:
         return not_allowed(address, said)
-    verified = any(word in text for word in _TLS_WORDS)
-    # With TLS 1.3 a server refuses a client's certificate after the handshake, which reads like a loss.
-    if target.tls_files and (verified or "Socket closed" in text or "Connection reset" in text):
+    words = _TLS_WORDS if lost else (*_TLS_WORDS, *_REFUSED_WORDS)
+    if target.tls_files and any(word in text for word in words):
         authority, certificate, key = target.tls_files
         remedy = f"is its certificate signed by {authority}, and does it accept {certificate} (key {key})?"
         return errors.Unreachable(

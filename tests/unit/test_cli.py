@@ -74,6 +74,8 @@ def test_every_command_has_help(name):
         (["run", "--env", "A", "--", "true"], 125, ["--env", "K=V"]),
         (["run", "--memory", "1M"], 125, ["no program"]),
         (["run"], 125, ["Usage"]),
+        (["run", "--", ""], 125, ["argv[0] is empty"]),
+        (["run", "--mount", "x:/data:rx", "--", "true"], 125, ["'rx'", "mode is ro or rw"]),
         (["rnu"], 2, ["rnu", "run"]),
         (["ps", "--jsn"], 2, ["--jsn", "--json"]),
         (["kill"], 2, ["--agent"]),
@@ -98,14 +100,18 @@ def test_wrong_usage_names_the_flag_and_the_nearest(arguments, status, words):
         (["exited", "exit_code=7"], 7, ""),
         (["exited", "exit_code=255"], 255, ""),
         (["signaled", "signal=11"], 139, "killed: by SIGSEGV"),
-        (["timed_out", "detail=wall clock 2.0 s reached"], 124, "killed: wall clock 2.0 s reached"),
-        (["cpu_limit"], 137, "killed: CPU limit reached"),
+        (
+            ["timed_out", "detail=wall clock 2.0 s reached"],
+            124,
+            "killed: wall clock 2.0 s reached (more with --timeout)",
+        ),
+        (["cpu_limit"], 137, "killed: CPU limit reached (more with --limit cpu_seconds=N)"),
         (
             ["out_of_memory", "detail=out of memory at 64 MiB, limit 64 MiB"],
             137,
-            "killed: out of memory at 64 MiB, limit 64 MiB",
+            "killed: out of memory at 64 MiB, limit 64 MiB (more with --memory)",
         ),
-        (["output_limit"], 137, "killed: more output than the limit allows"),
+        (["output_limit"], 137, "killed: more output than the limit allows (more with --output-limit)"),
         (["violation", "detail=rule net: connect"], 159, "killed: rule net: connect"),
         (["cancelled"], 130, "cancelled"),
         (["lost"], 125, "lost: the daemon ended in the middle of it"),
@@ -282,9 +288,9 @@ def test_on_a_terminal_the_cause_has_colour_and_a_line_of_its_own(environment):
     arguments = ["run", "--", "end", "timed_out", "detail=wall clock"]
     plain = {"TERM": "xterm"} | {key: value for key, value in environment.items() if key not in ("TERM", "NO_COLOR")}
     subprocess.run([*COMMAND, *arguments], stdin=slave, stdout=slave, stderr=slave, env=plain, timeout=60)
-    assert os.read(master, 4096) == b"\x1b[31m\x1b[1mkilled:\x1b[0m wall clock\r\n"
+    assert os.read(master, 4096) == b"\x1b[31m\x1b[1mkilled:\x1b[0m wall clock (more with --timeout)\r\n"
     subprocess.run([*COMMAND, *arguments], stdout=slave, stderr=slave, env=plain | {"NO_COLOR": "1"}, timeout=60)
-    assert os.read(master, 4096) == b"killed: wall clock\r\n"
+    assert os.read(master, 4096) == b"killed: wall clock (more with --timeout)\r\n"
     subprocess.run([*COMMAND, "run", "--", "echo", "unfinished"], stdout=slave, stderr=slave, env=plain, timeout=60)
     assert os.read(master, 4096) == b"unfinished\r\n"
     os.close(master)
@@ -340,6 +346,78 @@ def test_a_socket_that_is_not_ours_to_use(monkeypatch):
             pass
 
     monkeypatch.setattr(connect.socket, "socket", Socket)
-    with pytest.raises(errors.Unreachable, match="may not connect") as caught:
+    with pytest.raises(errors.Unreachable, match="you may not use") as caught:
         connect.listening()
     assert "group" in caught.value.metadata["remedy"]
+
+
+# What the command says beside the cause
+
+
+def test_a_program_of_this_directory_is_not_in_the_run(command):
+    (command.here / "end").write_text("")
+    missing = ("not_started", "errno=2")
+    hint = b"hint: files of this directory are not in the run: use --put ./end:end, or --mount .:/work"
+    assert hint in command("run", "--", "end", *missing, check=127).stderr
+    assert b"hint" not in command("run", "--put", "end:end", "--", "end", *missing, check=127).stderr
+    assert b"hint" not in command("run", "--", "end", "not_started", "errno=13", check=126).stderr
+    (command.here / "end").unlink()
+    assert b"hint" not in command("run", "--", "end", *missing, check=127).stderr
+
+
+def test_refused_forks_and_an_unknown_directory_are_told():
+    from supervisor.cli import attach
+
+    told = []
+
+    class Screen:
+        def tell(self, text, colour=""):
+            told.append(text)
+
+    forks = RunResult("r", Outcome.EXITED, "strict", "native", exit_code=0, usage=Usage(pids_limit_hits=3))
+    attach._tell_end(forks, [b"x"], {}, Screen())
+    nowhere = StartError("cwd", 2, "cannot enter the working directory: No such file or directory")
+    moved = RunResult("r", Outcome.NOT_STARTED, "strict", "native", error=nowhere)
+    attach._tell_end(moved, [b"x"], {"cwd": b"/nope"}, Screen())
+    assert told == [
+        "note: 3 forks refused: pids limit reached (--pids)",
+        "not started: cannot enter the working directory: No such file or directory: --cwd /nope",
+    ]
+
+
+def test_our_lines_begin_at_the_left():
+    code = (
+        "from supervisor.cli.attach import _Screen; from supervisor.model import Output, Stream\n"
+        "screen = _Screen(); screen.write(Output(Stream.STDOUT, b'cut')); screen.tell('killed: so'); screen.tell('b')"
+    )
+    together = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert together.stdout == b"cut\nkilled: so\nb\n"
+    apart = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert (apart.stdout, apart.stderr) == (b"cut", b"killed: so\nb\n")
+
+
+def test_a_policy_files_errors_name_the_file():
+    from pathlib import Path
+
+    from supervisor.cli.run import _naming_file
+
+    said = "inline:3: unknown key 'a'; inline:5: inline: b"
+    error = errors.InvalidRequest(said, field="limits.a", metadata={"file": "inline", "line": "3"})
+    named = _naming_file(error, Path("p.toml"))
+    assert named.message == "p.toml:3: unknown key 'a'; p.toml:5: inline: b"
+    assert _naming_file(errors.InvalidRequest(said), None).message == said
+
+
+def test_serve_help_lists_the_keys_and_takes_tcp(monkeypatch):
+    import types
+
+    shown = invoke("serve", "--help").output
+    from supervisor.config import Config
+
+    for key in Config.model_fields:
+        assert f"\n  {key} " in shown
+    listened = []
+    fake = types.SimpleNamespace(serve=lambda config, listen: listened.extend(listen) or 0)
+    monkeypatch.setitem(sys.modules, "supervisor.daemon", fake)
+    assert invoke("serve", "--listen", "tcp://0.0.0.0:7443", "--listen", "unix:///x").exit_code == 0
+    assert listened == ["0.0.0.0:7443", "unix:///x"]

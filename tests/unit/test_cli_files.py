@@ -88,3 +88,33 @@ def test_truncated_files_are_said_to_be(tmp_path, capsys):
     assert transfer.write_collected([OutputFile(b"/work/a", b"abc", 0o644, truncated=True)], str(tmp_path))
     assert (tmp_path / "a").read_bytes() == b"abc"
     assert "cut: /work/a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "named"),
+    [
+        (b"x*", b"xy", True),
+        (b"x*", b"a/xy", False),
+        (b"out", b"out/a/b", True),
+        (b"out/", b"out/a", True),
+        (b"out/*.o", b"out/a.c", False),
+        (b"**/*.o", b"a/b/c.o", True),
+        (b"**/*.o", b"c.o", True),
+        (b"/work/x", b"x", True),
+        (b"/tmp/*", b"/tmp/x", True),
+        (b"/tmp/*", b"x", False),
+        (b"**", b"x", True),
+    ],
+)
+def test_patterns_that_matched_nothing(pattern, path, named):
+    files = [OutputFile(path, b"", 0o644)]
+    assert transfer.unmatched([pattern], files) == ([] if named else [pattern])
+
+
+def test_a_pattern_without_a_file_is_told(capsys):
+    from supervisor.cli import attach
+    from supervisor.model import Outcome, RunResult
+
+    result = RunResult("r", Outcome.EXITED, "strict", "native", exit_code=0)
+    assert attach._take_files(result, [b"x*"], attach._Screen())
+    assert capsys.readouterr().err == "--get 'x*': no file matched\n"

@@ -97,3 +97,18 @@ def test_sizes(number, text):
 
 def test_ages():
     assert [render.age(seconds) for seconds in (0.5, 59, 60, 7200, 200000)] == ["0s", "59s", "1m", "2h", "2d"]
+
+
+def test_policy_list_as_json(daemon, monkeypatch):
+    monkeypatch.setenv("SUPERVISOR_ADDRESS", daemon.address)
+    (line,) = invoke("policy", "list", "--json").stdout.splitlines()
+    assert json.loads(line) == {"name": "strict", "extends": "", "description": "the default", "digest": ""}
+
+
+@pytest.mark.parametrize("width", [10, 30, 60])
+def test_ids_are_never_cut_on_a_terminal(monkeypatch, capsys, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    row = ("01a20d29c026543c0043", "an agent", "moderate", "running", "out_of_memory", "3m", "python3")
+    render.print_table(("RUN", "AGENT", "POLICY", "STATE", "OUTCOME", "AGE", "PROGRAM"), [row])
+    assert row[0] in capsys.readouterr().out

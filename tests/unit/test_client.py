@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import subprocess
 import sys
 import time
 
+import grpc
 import pytest
 from fake_daemon import RUN_ID
 
 from supervisor import errors
-from supervisor.client import AsyncSupervisor, Cancelled, DeadlineExceeded, LocalFile, Supervisor, result_to_json
+from supervisor.client import (
+    AsyncSupervisor,
+    Cancelled,
+    DeadlineExceeded,
+    LocalFile,
+    Supervisor,
+    Unreachable,
+    result_to_json,
+)
 from supervisor.client.build import CHUNK_BYTES, UNARY_BYTES
+from supervisor.client.channel import Target
+from supervisor.client.errors_wire import from_rpc_error
 from supervisor.model import (
     Exited,
     Outcome,
@@ -292,3 +304,53 @@ def test_the_client_needs_only_the_wire():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] []"
+
+
+# Words for what gRPC says
+
+
+class Failed(grpc.RpcError):
+    def __init__(self, text):
+        self.text = text
+
+    def code(self):
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self):
+        return self.text
+
+    def trailing_metadata(self):
+        return ()
+
+
+CONNECT = "failed to connect to all addresses; last error: "
+
+
+@pytest.mark.parametrize(
+    ("text", "tcp", "under_way", "said"),
+    [
+        (CONNECT + "UNKNOWN: connect failed: addr: unix:/s error: Permission denied", False, False, "socket_group"),
+        (CONNECT + "UNKNOWN: unix:/s: No such file or directory", False, False, "is the daemon running"),
+        (CONNECT + "UNKNOWN: ipv4:1.2.3.4:5: Connection refused", True, False, "is the daemon running"),
+        (CONNECT + "UNKNOWN: Tls handshake failed: CERTIFICATE_VERIFY_FAILED: x", True, False, "no TLS with .* by /ca"),
+        (CONNECT + "UNAVAILABLE: ipv4:1.2.3.4:5: Socket closed", True, False, "accept /cert [(]key /key[)]"),
+        ("UNAUTHENTICATED: Hostname Verification Check failed.", True, False, "no TLS with"),
+        ("Socket closed", False, True, "was lost while the run was under way"),
+        ("Socket closed", True, True, "was lost while the run was under way"),
+        ("Socket closed", False, False, "was lost before it answered"),
+        ("Socket closed", True, False, "was lost before it answered"),
+        ("", False, False, "is the daemon running"),
+    ],
+)
+def test_why_no_daemon_answers(text, tcp, under_way, said):
+    target = Target("host:5" if tcp else "unix:///s", not tcp, None, (), ("/ca", "/cert", "/key") if tcp else ())
+    error = from_rpc_error(Failed(text), target, run_under_way=under_way)
+    assert isinstance(error, Unreachable)
+    assert re.search(said, error.message), error.message
+
+
+def test_the_error_classes_are_the_clients_too():
+    import supervisor.client
+
+    for row in errors.ERROR_TABLE:
+        assert getattr(supervisor.client, row.error.__name__) is row.error

@@ -152,14 +152,20 @@ def test_sizes(text, size):
 
 def test_addresses(monkeypatch):
     monkeypatch.delenv("SUPERVISOR_ADDRESS", raising=False)
+    monkeypatch.delenv("SUPERVISOR_RUNTIME_DIR", raising=False)
     assert resolve_target().address == DEFAULT_ADDRESS
+    monkeypatch.setenv("SUPERVISOR_RUNTIME_DIR", "/moved/")
+    assert resolve_target().address == "unix:///moved/supervisor.sock"
     assert resolve_target("/x/y").address == "unix:///x/y"
     monkeypatch.setenv("SUPERVISOR_ADDRESS", "unix:///env")
     assert resolve_target().address == "unix:///env"
     assert resolve_target("unix:///arg").local
-    with pytest.raises(errors.InvalidRequest, match="SUPERVISOR_TLS_CA"):
+    with pytest.raises(errors.InvalidRequest, match="SUPERVISOR_CLIENT_CA"):
         resolve_target("tcp://host:1")
     with pytest.raises(errors.InvalidRequest, match="cannot read /nope"):
         resolve_target("tcp://host:1", ("/nope", "/nope", "/nope"))
     with pytest.raises(errors.InvalidRequest, match="no address"):
         resolve_target("host")
+    for address in ("http://host:1", "grpc://host:1", "tcp://:1", "tcp://host:port"):
+        with pytest.raises(errors.InvalidRequest, match="tcp://HOST:PORT"):
+            resolve_target(address)

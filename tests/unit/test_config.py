@@ -135,7 +135,8 @@ def test_a_misspelt_variable_is_an_error_and_a_foreign_one_is_not() -> None:
         load_config(None, {"SUPERVISOR_MAX_UPLAOD_BYTES": "1"})
     assert caught.value.metadata == {"source": "SUPERVISOR_MAX_UPLAOD_BYTES"}
     # Ours that are no keys, and what the process manager supervisord sets for its children.
-    foreign = ("ADDRESS", "REQUIRE", "TEST_DIR", "ENABLED", "GROUP_NAME", "PROCESS_NAME", "SERVER_URL")
+    ours = ("ADDRESS", "REQUIRE", "CLIENT_CA", "CLIENT_CERT", "CLIENT_KEY")
+    foreign = (*ours, "TEST_DIR", "ENABLED", "GROUP_NAME", "PROCESS_NAME", "SERVER_URL")
     load_config(None, {f"SUPERVISOR_{name}": "x" for name in foreign})
 
 
@@ -148,6 +149,7 @@ def test_tcp_with_mutual_tls() -> None:
     tls = {"tls_cert": "/c", "tls_key": "/k", "tls_client_ca": "/a"}
     for address in ("0.0.0.0:4000", "[::1]:4000", "host.example:0"):
         assert load_config(None, {}, {"listen": [address], **tls}).listen == (address,)
+        assert load_config(None, {}, {"listen": [f"tcp://{address}"], **tls}).listen == (address,)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.host.daemon_fixture import compile_attacks  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 GUEST_SCRIPT = Path(__file__).resolve().parent / "guest.sh"
 
@@ -77,6 +81,7 @@ def write_job(directory: Path, command: Sequence[str], seconds: float) -> Path:
         "JOB_DIR": str(ROOT),
         "JOB_SECONDS": str(int(seconds)),
         "LANG": "C.UTF-8",
+        "SUPERVISOR_TEST_ATTACKS": str(directory / "attacks"),
         **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
     }
     lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
@@ -194,6 +199,8 @@ def main() -> int:
         disk, console = directory / "disk", directory / "console"
         subprocess.run(["truncate", "--size", DISK_SIZE, disk], check=True)
         subprocess.run(["/sbin/mkfs.ext4", "-q", "-L", "supervisor", disk], check=True)
+        if not arguments.exec:
+            compile_attacks(directory / "attacks")
         # The guest's own limit comes first, so that pytest can still say how far it got.
         job = write_job(directory, guest_command(arguments), seconds - min(60, seconds / 4))
         kernel = newest_kernel()
