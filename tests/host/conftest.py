@@ -13,7 +13,7 @@ import pytest
 
 from supervisor.client import Supervisor
 from supervisor.v1 import run_pb2_grpc
-from tests.host.daemon_fixture import Daemon, LiveRun, RunStub, compile_attacks
+from tests.host.daemon_fixture import Daemon, LiveRun, Prober, RunStub, compile_attacks
 from tests.leaks import Snapshot
 
 
@@ -44,6 +44,7 @@ def daemon(base_directory: Path) -> Iterator[Daemon]:
     running = Daemon(base)
     running.start()
     yield running
+    Prober.end_all()
     status = running.stop()
     assert status == 0, f"the daemon ended with {status}; its log ends:\n{running.log_tail()}"
 

@@ -201,28 +201,41 @@ class Daemon:
 class Prober:
     """prober.py beside a test: every answer so far must have come within one second (scaled), on leaving and on `check`."""
 
+    _processes: ClassVar[dict[str, subprocess.Popen[bytes]]] = {}
+
     def __init__(self, daemon: Daemon) -> None:
         self._address = daemon.address
 
     def __enter__(self) -> Prober:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.host.prober", self._address, str(scaled(5))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=Path(__file__).parents[2],
-        )
-        wait_until(lambda: self._ask()["answers"], 20, "the prober's first answer")
+        process = self._processes.get(self._address)
+        if process is None or process.poll() is not None:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.host.prober", self._address, str(scaled(5))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                cwd=Path(__file__).parents[2],
+            )
+            self._processes[self._address] = process
+        self._process = process
+        self._ask("go")
+        wait_until(lambda: self._ask("ask")["answers"], 20, "the prober's first answer")
         return self
 
-    def _ask(self) -> dict[str, Any]:
+    @classmethod
+    def end_all(cls) -> None:
+        for process in cls._processes.values():
+            process.communicate()
+        cls._processes.clear()
+
+    def _ask(self, word: str) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(b"\n")
+        self._process.stdin.write(f"{word}\n".encode())
         self._process.stdin.flush()
         found: dict[str, Any] = json.loads(self._process.stdout.readline())
         return found
 
     def check(self) -> None:
-        found = self._ask()
+        found = self._ask("ask")
         assert not found["failures"], f"the daemon did not answer: {found['failures']}"
         assert found["slowest"] < scaled(1), f"the daemon answered only after {found['slowest']:.2f} s"
 
@@ -233,7 +246,7 @@ class Prober:
             if kind is None:
                 self.check()
         finally:
-            self._process.communicate()
+            self._ask("stop")
 
 
 class LiveRun:

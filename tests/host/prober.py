@@ -1,7 +1,8 @@
 """Asks a daemon again and again whether it is there: `python -m tests.host.prober ADDRESS TIMEOUT`.
 
-A process of its own, so that it measures the daemon and not the test beside it. For every line on standard input it
-prints one: {"slowest": seconds, "answers": count, "failures": [...]}, of all the time so far. It ends with its input.
+A process of its own, so that it measures the daemon and not the test beside it; one for all tests of a daemon, since Python
+takes seconds to start on a slow machine. For every word on standard input it prints one line: "go" begins anew, "ask" tells
+of the time since, {"slowest": seconds, "answers": count, "failures": [...]}, and "stop" ends the asking and the connection.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Record:
         self.answers = 0
         self.failures: list[str] = []
         self.asked_at: float | None = None
+        self.over = threading.Event()
 
     def to_json(self) -> str:
         """With the call that is under way, which may be the slowest of all."""
@@ -38,7 +40,7 @@ def probe(address: str, timeout: float, record: Record) -> None:
     host_stub: Any = host_pb2_grpc.HostServiceStub
     with grpc.insecure_channel(address) as channel:
         host, health = host_stub(channel), health_pb2_grpc.HealthStub(channel)
-        while True:
+        while not record.over.is_set():
             for method, request in (
                 (host.GetHost, host_pb2.GetHostRequest()),
                 (health.Check, health_pb2.HealthCheckRequest()),
@@ -51,13 +53,20 @@ def probe(address: str, timeout: float, record: Record) -> None:
                     record.failures.append(f"{error.code()}: {error.details()}")
                 record.slowest = max(record.slowest, time.monotonic() - record.asked_at)
                 record.asked_at = None
-            time.sleep(PAUSE_SECONDS)
+            record.over.wait(PAUSE_SECONDS)
 
 
 def main(address: str, timeout: str) -> None:
-    record = Record()
-    threading.Thread(target=probe, args=(address, float(timeout), record), daemon=True).start()
-    for _ in sys.stdin:
+    record, thread = Record(), None
+    for line in sys.stdin:
+        word = line.strip()
+        if word == "go":
+            record = Record()
+            thread = threading.Thread(target=probe, args=(address, float(timeout), record), daemon=True)
+            thread.start()
+        elif word == "stop" and thread is not None:
+            record.over.set()
+            thread.join()
         print(record.to_json(), flush=True)
 
 
