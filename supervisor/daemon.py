@@ -68,6 +68,7 @@ def prepare(config: Config, instance_name: str) -> Parts:
     from supervisor.backends.native_sandbox import NativeSettings
     from supervisor.launcher.process import Launcher
     from supervisor.linux.cgroup import Hierarchies
+    from supervisor.linux.delegation import delegated_parent
     from supervisor.linux.host import cgroup_layout, probe_host
     from supervisor.linux.uids import lease_uids
     from supervisor.policy_file import PolicySet
@@ -81,9 +82,10 @@ def prepare(config: Config, instance_name: str) -> Parts:
         records = RunRecords(state_dir / "runs.db")
         stack.callback(records.close)
         layout = cgroup_layout()
-        instance.clean_up_after_the_dead(records, layout, config.cgroup_parent)
+        parent = config.cgroup_parent or delegated_parent(layout)
+        instance.clean_up_after_the_dead(records, layout, parent)
         host = probe_host(config.state_dir)
-        hierarchies = Hierarchies.create(layout, instance.name, config.cgroup_parent)
+        hierarchies = Hierarchies.create(layout, instance.name, parent)
         stack.callback(hierarchies.remove)
         path = Path(config.launcher) if config.launcher else launcher_path()
         if not path.exists():

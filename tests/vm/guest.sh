@@ -32,8 +32,8 @@ for controller in cpuset cpu io memory pids; do
 	echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control
 done
 
-# The root that we were given is 9p without a cache, read-only but for some overlays in memory. Python starts four times
-# as fast from a cached one, and a single overlay with its upper layer on ext4 can be written everywhere.
+# The root that we were given is 9p without a cache, read-only but for some overlays in memory. A single overlay can be
+# written everywhere: below, 9p with a cache; above, ext4, where what is opened most lies already (see run.py).
 disk=/mnt
 mount -L supervisor "$disk"
 mkdir -p /run/lower /run/root "$disk/upper" "$disk/overlay"
