@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # More arguments for pytest: make test-host ARGS="-k memory"
 ARGS ?=
+# A test on a busy machine gets a second chance, and is reported as "rerun": it is to be looked at, too. RERUNS=0 gives none.
+RERUNS ?= 1
 
 LAUNCHER := supervisor/launcher
 LAUNCHER_SOURCES := $(wildcard $(LAUNCHER)/*.c $(LAUNCHER)/*.h) $(LAUNCHER)/build.py
@@ -73,10 +75,10 @@ test-unit: setup ## tests that need no root and no Linux
 	$(BIN)/python -m pytest tests/unit $(ARGS)
 
 test-host: setup-test launcher-asan ## tests on the running kernel; needs root, and a skip is a failure
-	SUPERVISOR_REQUIRE=host $(BIN)/python -m pytest tests/host -m "not soak" $(ARGS)
+	SUPERVISOR_REQUIRE=host $(BIN)/python -m pytest tests/host -m "not soak" --reruns $(RERUNS) $(ARGS)
 
 test-vm: setup-vm ## the same tests in Debian's stock kernel with full cgroup v2, emulated
-	$(BIN)/python tests/vm/run.py $(ARGS)
+	$(BIN)/python tests/vm/run.py --reruns $(RERUNS) $(ARGS)
 
 # LeakSanitizer stops all threads of its process with ptrace, which a launcher that is not dumpable cannot allow.
 test-asan: setup-test launcher-asan ## the host tests with the sanitized launcher

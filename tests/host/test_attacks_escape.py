@@ -120,7 +120,6 @@ ALSO = {
     "userfaultfd": {"ENOSYS"},
 }
 # What a system call filter answers does not depend on the machine: where time is short, the default policy's is tried.
-STRICT_FIRST = ("strict", pytest.param("moderate", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +148,7 @@ def judge(client: Supervisor, result: RunResult, name: str, killer: str, policy:
     assert told[0][2] in ANY | ALSO.get(name, set()), told
 
 
-@pytest.mark.parametrize("policy", STRICT_FIRST)
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", KERNEL)
 def test_kernel(supervisor: Supervisor, attacks: Path, witnesses: Witnesses, name: str, policy: str) -> None:
     result = attack(supervisor, attacks, policy, "/attacks/escape_kernel", name)
@@ -157,7 +156,7 @@ def test_kernel(supervisor: Supervisor, attacks: Path, witnesses: Witnesses, nam
     witnesses.check()
 
 
-@pytest.mark.parametrize("policy", STRICT_FIRST)
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", SPACE)
 def test_space(supervisor: Supervisor, attacks: Path, witnesses: Witnesses, name: str, policy: str) -> None:
     result = attack(supervisor, attacks, policy, "/attacks/escape_space", name)

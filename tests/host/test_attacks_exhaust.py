@@ -17,7 +17,7 @@ from tests.host.witnesses import POLICIES, Witnesses, watched
 
 MEMORY = 64 * MIB
 PIDS = 64
-SECONDS = 4.0 if not SLOW_MACHINE else 20.0
+SECONDS = 4.0 if not SLOW_MACHINE else 8.0
 
 # way -> (outcomes that are right, errnos that are right where the kernel said no first)
 WAYS: dict[str, tuple[set[str], set[str]]] = {

@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from supervisor.client import Supervisor
 from supervisor.model import RunResult
 from tests.host.daemon_fixture import RUN_UIDS, Daemon, Neighbour, Prober, scaled
 
-POLICIES = ("strict", "moderate")
+POLICIES = ("strict", pytest.param("moderate", marks=pytest.mark.slow))
+"""The VM lane tries the stricter one."""
 
 SETTINGS = (
     "/proc/sys/kernel/core_pattern",

@@ -45,7 +45,6 @@ STATUS_NO_ANSWER = 125
 CONSOLE_TAIL_LINES = 60
 DISK_SIZE = "8G"
 
-
 LIBRARY_DIR = Path("/usr/lib") / (sysconfig.get_config_var("MULTIARCH") or "")
 LIBRARY_SIZE_MAX = 8 << 20
 
@@ -73,15 +72,17 @@ def make_disk(directory: Path) -> Path:
     (content / "upper").mkdir(parents=True, mode=0o755)
     names = b"".join(os.fsencode(path.relative_to("/")) + b"\0" for path in hot_files())
     pack = ["tar", "--create", "--directory=/", "--no-recursion", "--null", "--files-from=-", "--ignore-failed-read"]
-    packed = subprocess.Popen(pack, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    unpacked = subprocess.Popen(["tar", "--extract", f"--directory={content / 'upper'}"], stdin=packed.stdout)
-    assert packed.stdin is not None and packed.stdout is not None
-    packed.stdout.close()
-    packed.stdin.write(names)
-    packed.stdin.close()
-    # A file that vanished or changed meanwhile is read through 9p, or is the one that was there.
-    packed.wait()
-    if unpacked.wait():
+    unpack = ["tar", "--extract", f"--directory={content / 'upper'}"]
+    # On the way out, also by a signal, both have ended before the directory is removed.
+    with (
+        subprocess.Popen(unpack, stdin=subprocess.PIPE) as unpacked,
+        subprocess.Popen(pack, stdin=subprocess.PIPE, stdout=unpacked.stdin, stderr=subprocess.DEVNULL) as packed,
+    ):
+        assert packed.stdin is not None and unpacked.stdin is not None
+        unpacked.stdin.close()
+        packed.stdin.write(names)
+    # The packer's own status does not count: a file that vanished or changed meanwhile is read through 9p.
+    if unpacked.returncode:
         raise SystemExit("vm: could not copy to the guest's disk: is there room in the temporary directory?")
     subprocess.run(["truncate", "--size", DISK_SIZE, str(disk)], check=True)
     # Without a journal: the disk lives as long as the machine.
@@ -226,6 +227,9 @@ def show_console(console: Path) -> None:
 
 
 def stop(number: int, _frame: FrameType | None) -> None:
+    """Once: a second signal must not break off the ending of the machine and the removal of its disk."""
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 
