@@ -132,7 +132,8 @@ def build(
         network=effective.network,
         trace=effective.trace,
         terminal=spec.terminal,
-        oom_score_adj=300 if private else 0,
+        # Of the host, too, a run is to go before the daemon, whose low score its children inherit.
+        oom_score_adj=0 if policy.process.user == "root" else 300,
         writable=writable,
         enforcement=_enforcement(policy, effective, host, namespaces, landlock, notify),
     )

@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 
 from supervisor.client import Supervisor
-from tests.host.daemon_fixture import ATTACKS, Daemon, LiveRun, host_processes, process_status, scaled, spec
+from tests.host.daemon_fixture import (
+    ATTACKS,
+    SLOW_MACHINE,
+    Daemon,
+    LiveRun,
+    host_processes,
+    process_status,
+    scaled,
+    spec,
+)
 
 KINDS = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user")
 KERNEL_OR_OURS = {"proc", "devpts", "tmpfs", "mqueue"}
@@ -29,7 +38,13 @@ def marker(base_directory: Path) -> str:
 def view(daemon: Daemon, attacks: Path, marker: str) -> dict[str, Any]:
     with Supervisor(daemon.address) as client:
         result = client.execute(
-            ["/usr/bin/python3", "/attacks/inspect_view.py", marker, str(ATTACKS)],
+            [
+                "/usr/bin/python3",
+                "/attacks/inspect_view.py",
+                marker,
+                str(ATTACKS),
+                *(["--shallow"] if SLOW_MACHINE else []),
+            ],
             policy="strict",
             timeout=scaled(60),
             mounts=[f"{attacks}:/attacks:ro"],

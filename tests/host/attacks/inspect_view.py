@@ -51,10 +51,16 @@ def interface_flags() -> dict[str, bool]:
     return found
 
 
+SHALLOW = "--shallow" in sys.argv
+
+
 def writable_places() -> list[str]:
     """Every directory where a file can be made, and every kernel or configuration file that opens for writing."""
     found = []
     for directory, names, files in os.walk("/"):
+        # /usr is one mount: that nothing can be written in it shows at its top. All of it is looked at where there is time.
+        if SHALLOW and directory.startswith("/usr/") and directory.count("/") >= 3:
+            names.clear()
         if directory == "/proc":
             names[:] = [
                 name for name in names if name in ("sys", "self", "1", "net", "fs", "irq", "bus", "acpi", "scsi")
@@ -141,7 +147,7 @@ def view() -> dict[str, object]:
         },
         "secrets": {path: read(path)[:100] for path in ("/etc/shadow", "/etc/machine-id", "/etc/ssh/ssh_host_rsa_key")},
         "passwd": read("/etc/passwd"),
-        "markers": {path: os.path.exists(path) for path in sys.argv[1:]},
+        "markers": {path: os.path.exists(path) for path in sys.argv[1:] if path != "--shallow"},
         "writable": writable_places(),
     }
 
