@@ -72,7 +72,7 @@ run: setup-test ## start the daemon and run real and hostile programs under it, 
 test: setup lint test-unit test-host test-vm ## everything that must pass
 
 test-unit: setup ## tests that need no root and no Linux
-	$(BIN)/python -m pytest tests/unit $(ARGS)
+	$(BIN)/python -m pytest tests/unit --reruns $(RERUNS) $(ARGS)
 
 test-host: setup-test launcher-asan ## tests on the running kernel; needs root, and a skip is a failure
 	SUPERVISOR_REQUIRE=host $(BIN)/python -m pytest tests/host -m "not soak" --reruns $(RERUNS) $(ARGS)

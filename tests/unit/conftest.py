@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 
 import pytest
+import structlog
 from fake_daemon import COMMAND, FakeDaemon
 
 
@@ -51,3 +53,10 @@ def started(environment):
     for process in processes:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """A test that configures logging does so for a standard error that is gone after it."""
+    yield
+    structlog.reset_defaults()
