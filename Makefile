@@ -7,6 +7,10 @@ BIN := $(VENV)/bin
 ARGS ?=
 # A test on a busy machine gets a second chance, and is reported as "rerun": it is to be looked at, too. RERUNS=0 gives none.
 RERUNS ?= 1
+# What `make test` takes into the VM, where everything is some 20 times slower: the isolation, what it costs, and the attacks.
+# make test-vm VM_TESTS=tests/host takes all that is not marked slow.
+VM_TESTS ?= $(addprefix tests/host/test_,isolation.py usage.py delegation.py attacks_escape.py attacks_mounts.py \
+	attacks_outlive.py attacks_residue.py)
 
 LAUNCHER := supervisor/launcher
 LAUNCHER_SOURCES := $(wildcard $(LAUNCHER)/*.c $(LAUNCHER)/*.h) $(LAUNCHER)/build.py
@@ -77,8 +81,8 @@ test-unit: setup ## tests that need no root and no Linux
 test-host: setup-test launcher-asan ## tests on the running kernel; needs root, and a skip is a failure
 	SUPERVISOR_REQUIRE=host $(BIN)/python -m pytest tests/host -m "not soak" --reruns $(RERUNS) $(ARGS)
 
-test-vm: setup-vm ## the same tests in Debian's stock kernel with full cgroup v2, emulated
-	$(BIN)/python tests/vm/run.py --reruns $(RERUNS) $(ARGS)
+test-vm: setup-vm ## the host tests in VM_TESTS in Debian's stock kernel with full cgroup v2, emulated
+	$(BIN)/python tests/vm/run.py --reruns $(RERUNS) $(VM_TESTS) $(ARGS)
 
 # LeakSanitizer stops all threads of its process with ptrace, which a launcher that is not dumpable cannot allow.
 test-asan: setup-test launcher-asan ## the host tests with the sanitized launcher

@@ -296,12 +296,14 @@ def test_not_grpc_at_all(daemon: Daemon) -> None:
     assert daemon.is_serving()
 
 
+@pytest.mark.slow
 def test_message_above_the_bound(stub: run_pb2_grpc.RunServiceStub, daemon: Daemon) -> None:
     with Prober(daemon), pytest.raises(grpc.RpcError) as caught:
         stub.Execute(spec("true", stdin=b"x" * (80 * MIB)), timeout=scaled(60))
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+@pytest.mark.slow
 def test_clients_that_vanish(daemon: Daemon, supervisor: Supervisor) -> None:
     agent = f"vanish-{uuid.uuid4().hex}"
     for _ in range(20):
@@ -335,6 +337,7 @@ async def flood(address: str, count: int) -> dict[str, int]:
     return codes
 
 
+@pytest.mark.slow
 def test_ten_thousand_requests_at_once(daemon: Daemon, supervisor: Supervisor) -> None:
     count = fewer(10_000)
     with Neighbour(daemon):

@@ -18,6 +18,10 @@ import pytest
 from tests.host.daemon_fixture import COMMAND, Daemon, host_processes, scaled, wait_until
 from tests.host.witnesses import run_processes
 
+pytestmark = (
+    pytest.mark.slow
+)  # in the VM lane Python's start alone takes seconds, and every test here starts it once or more
+
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 

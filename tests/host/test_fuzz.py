@@ -22,6 +22,8 @@ EXPECTED = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.FAILED_PRECONDITION,
 }
+pytestmark = pytest.mark.slow
+
 bounded = settings(
     max_examples=fewer(150, 10),
     deadline=None,
