@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 ARGS ?=
 # A test on a busy machine gets a second chance, and is reported as "rerun": it is to be looked at, too. RERUNS=0 gives none.
 RERUNS ?= 1
-# What `make test` takes into the VM, where everything is some 20 times slower: the isolation, what it costs, and the attacks.
+# What `make test` takes into the VM, where everything is some 20 times slower: isolation, limits, usage, files and attacks.
 # make test-vm VM_TESTS=tests/host takes all that is not marked slow.
-VM_TESTS ?= $(addprefix tests/host/test_,isolation.py usage.py delegation.py attacks_escape.py attacks_mounts.py \
-	attacks_outlive.py attacks_residue.py)
+VM_TESTS ?= $(addprefix tests/host/test_,isolation.py delegation.py usage.py limits.py files.py doctor.py work_directory.py \
+	launcher_lost.py attacks_escape.py attacks_mounts.py attacks_outlive.py attacks_residue.py)
 
 LAUNCHER := supervisor/launcher
 LAUNCHER_SOURCES := $(wildcard $(LAUNCHER)/*.c $(LAUNCHER)/*.h) $(LAUNCHER)/build.py
