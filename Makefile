@@ -19,7 +19,7 @@ LAUNCHER_BIN := $(LAUNCHER)/bin
 # What the daemon needs from Debian: a venv, the compiler of the launcher, libcap for python-prctl, libseccomp.
 APT_BASE := python3-venv python3-dev gcc libc6-dev libcap-dev libseccomp2 pkg-config
 # What the demo and the tests run inside sandboxes: ordinary programs.
-APT_TEST := git nodejs perl python3-numpy procps iproute2 util-linux e2fsprogs keyutils
+APT_TEST := git nodejs openssl busybox-static perl python3-numpy procps iproute2 util-linux e2fsprogs keyutils
 # What boots a full kernel for the VM lane.
 APT_VM := qemu-system-x86 linux-image-amd64 kmod udev zstd busybox-static
 # The peers that `make bench` compares with.
@@ -75,7 +75,7 @@ run: setup-test ## start the daemon and run real and hostile programs under it, 
 
 test: setup lint test-unit test-host test-vm ## everything that must pass
 
-test-unit: setup ## tests that need no root and no Linux
+test-unit: setup-test ## tests that need no root and no Linux
 	$(BIN)/python -m pytest tests/unit --reruns $(RERUNS) $(ARGS)
 
 test-host: setup-test launcher-asan ## tests on the running kernel; needs root, and a skip is a failure
