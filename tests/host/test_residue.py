@@ -17,7 +17,7 @@ from supervisor import errors
 from supervisor.client import Supervisor
 from supervisor.model import RunResult
 from tests.host.daemon_fixture import MIB, Daemon, LiveRun, fewer, host_processes, scaled, spec, wait_until
-from tests.host.witnesses import POLICIES, run_processes
+from tests.host.witnesses import POLICY_NAMES, run_processes
 from tests.leaks import Snapshot
 
 Make = Callable[[Supervisor, str], RunResult | None]
@@ -51,7 +51,7 @@ def mixed(attacks: Path, shared: Path) -> list[tuple[str, dict[str, Any], set[st
 def one_of_many(client: Supervisor, attacks: Path, shared: Path, n: int) -> None:
     kinds = mixed(attacks, shared)
     command, chosen, right = kinds[n % len(kinds)]
-    result = client.execute(["sh", "-c", command], policy=POLICIES[(n // len(kinds)) % 2], **chosen)
+    result = client.execute(["sh", "-c", command], policy=POLICY_NAMES[(n // len(kinds)) % 2], **chosen)
     assert result.outcome in right, (command, result.outcome, result.detail, result.stderr[:200])
 
 
@@ -103,7 +103,7 @@ def test_daemon_killed_in_the_middle(
         runs = []
         for n in range(count):
             way = ("ignore_signals", "parent_death", "uninterruptible", "stopped", "leader_gone")[n % 5]
-            request = spec("/attacks/outlive", way, token, policy=POLICIES[n % 2], wall_seconds=600)
+            request = spec("/attacks/outlive", way, token, policy=POLICY_NAMES[n % 2], wall_seconds=600)
             request.mounts.add(source=bytes(attacks), target=b"/attacks")
             request.mounts.add(source=bytes(shared), target=b"/work", writable=True)
             request.files.add(path=b"/tmp/input", data=b"x" * 10_000)
@@ -181,7 +181,7 @@ def test_a_stopped_daemon_leaves_nothing(make_daemon: Callable[..., Daemon]) -> 
     before = Snapshot.take(instances=[])
     daemon = make_daemon("clean")
     with Supervisor(daemon.address) as client:
-        for policy in POLICIES:
+        for policy in POLICY_NAMES:
             assert client.execute(["true"], policy=policy).exit_code == 0
     assert daemon.stop() == 0
     assert not os.path.exists(daemon.address.removeprefix("unix://")), "the socket is still there"

@@ -15,6 +15,7 @@ from supervisor.client import Supervisor
 from supervisor.model import RunResult
 from tests.host.daemon_fixture import RUN_UIDS, Daemon, Neighbour, Prober, scaled
 
+POLICY_NAMES = ("strict", "moderate")
 POLICIES = ("strict", pytest.param("moderate", marks=pytest.mark.slow))
 """The VM lane tries the stricter one."""
 
