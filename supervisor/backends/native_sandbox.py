@@ -200,7 +200,7 @@ class NativeSandbox:
 
     def kill(self) -> None:
         """Also cuts short what is being collected; a kill that came before leaves that to be collected."""
-        self._group.kill()
+        self._kill_tree()
         if self._collecting is not None:
             self._collecting.set()
 
@@ -225,17 +225,19 @@ class NativeSandbox:
         self._reply = await asyncio.shield(self.launched.ended)
         return self._reply
 
+    def _kill_tree(self) -> None:
+        """Everything in the group; what the launcher has yet to put there dies at its word that it has."""
+        self._group.kill()
+        launched = self.launched
+        if launched is not None and not launched.launched.done():
+            launched.launched.add_done_callback(lambda _launched: self._group.kill())
+
     async def end(self) -> None:
         """Kill, wait, forget: the first step of the tear-down, whatever came before it."""
-        self._group.kill()
+        self._kill_tree()
         try:
             if self._reply is None:
-                # A launch that was under way when the kill came is met by the next one.
-                while True:
-                    with contextlib.suppress(asyncio.TimeoutError):
-                        await asyncio.wait_for(self._wait(), 0.05)
-                        break
-                    self._group.kill()
+                await self._wait()
         except LaunchFailed:
             pass
         finally:
