@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import structlog
 
@@ -170,7 +171,7 @@ class Run:
         self._tell_started()
         self.on_output(stream, data)
 
-    def _on_program_started(self, started: asyncio.Future[None]) -> None:
+    def _on_program_started(self, started: asyncio.Future[Any]) -> None:
         if not started.cancelled():
             self._tell_started()
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from supervisor.model import Enforcement, Limits, OutputFile, RunSpec, Stream, Usage, Violation
 from supervisor.policy import EffectivePolicy
@@ -39,7 +39,7 @@ class Sandbox(Protocol):
     enforcement: Enforcement
 
     @property
-    def started(self) -> asyncio.Future[None]:
+    def started(self) -> asyncio.Future[Any]:
         """Done when the program has been executed; cancelled when it never was."""
         ...
 

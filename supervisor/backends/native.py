@@ -166,7 +166,7 @@ class NativeBackend:
             stderr=sent.named["stderr"],
             cgroup=sent.keep(group.unified.directory),
             tmpfs=sent.named.get("tmpfs", -1),
-            v1=tuple(sent.keep(fd) for fd in group.procs.values()),
+            v1=tuple(sent.keep(fd) for fd in group.v1_tasks.values()),
             mounts=root.mounts,
         )
         body = encode_plan(

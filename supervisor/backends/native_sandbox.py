@@ -176,7 +176,7 @@ class NativeSandbox:
     # --- life ---
 
     @property
-    def started(self) -> asyncio.Future[None]:
+    def started(self) -> asyncio.Future[int]:
         assert self.launched is not None
         return self.launched.started
 
@@ -195,8 +195,8 @@ class NativeSandbox:
 
     def _take_pidfd(self) -> None:
         launched = self.launched
-        if launched is not None and launched.launched.done() and not launched.launched.cancelled():
-            self._pidfd = launched.launched.result()[1]
+        if launched is not None and launched.started.done() and not launched.started.cancelled():
+            self._pidfd = launched.started.result()
 
     def kill(self) -> None:
         """Also cuts short what is being collected; a kill that came before leaves that to be collected."""
@@ -226,11 +226,11 @@ class NativeSandbox:
         return self._reply
 
     def _kill_tree(self) -> None:
-        """Everything in the group; what the launcher has yet to put there dies at its word that it has."""
+        """Everything in the group; what the launcher has yet to put there dies at its word that it runs."""
         self._group.kill()
         launched = self.launched
-        if launched is not None and not launched.launched.done():
-            launched.launched.add_done_callback(lambda _launched: self._group.kill())
+        if launched is not None and not launched.started.done():
+            launched.started.add_done_callback(lambda _started: self._group.kill())
 
     async def end(self) -> None:
         """Kill, wait, forget: the first step of the tear-down, whatever came before it."""

@@ -286,6 +286,9 @@ _Noreturn void init_main(struct sandbox *sandbox)
 	/* What building the root needed goes first: the filter's listener must fit under a low
 	 * RLIMIT_NOFILE. */
 	keep_only(sandbox->sync_fd, sandbox->proc_fd);
+	/* From here on we die with the launcher; if it went before, nobody reads the pipe. */
+	if (poll(&(struct pollfd){.fd = sandbox->sync_fd}, 1, 0))
+		sandbox_fail(report, STAGE_LAUNCHER, 0, EPIPE);
 	signals = signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (signals < 0)
 		sandbox_fail(report, STAGE_FORK, 0, errno);
@@ -305,8 +308,8 @@ _Noreturn void init_main(struct sandbox *sandbox)
 		if (fd >= 0)
 			close(fd);
 	}
-	/* With the last of our copies of the barrier's socket closed, the launcher knows that the
-	 * program runs. */
+	/* With the last of our copies of the pipe closed, the launcher knows that the program runs.
+	 */
 	close_all_but(signals, program.listener, sandbox->proc_fd);
 	reap(report, pid);
 	polled[0] = (struct pollfd){.fd = signals, .events = POLLIN};

@@ -18,7 +18,7 @@ struct run {
 	uint64_t id;
 	pid_t pid;
 	int pidfd;
-	int sync_fd; /* -1 once the program runs */
+	int sync_fd; /* a pipe; -1 once the program runs */
 	struct report *report;
 	struct run *next_free;
 };

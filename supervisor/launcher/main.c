@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * The launcher: one thread, one socket to the daemon, any number of runs. It reads top-down as what
- * happens to a request: receive, parse, clone, limits, barrier; then wait for the end and tell it.
+ * happens to a request: receive, parse, clone; then wait for the start and the end, and tell them.
  * It ends when the daemon's end of the socket closes, and every run with it.
  */
 #define _GNU_SOURCE
@@ -178,7 +178,7 @@ int main(int argc, char **argv)
 		struct epoll_event events[64];
 		int count = epoll_wait(launcher.epoll, events, 64, -1);
 
-		/* A run's barrier is told before its end: both may be in one batch, in either
+		/* A run's start is told before its end: both may be in one batch, in either
 		 * order. */
 		for (int i = 0; i < count; i++) {
 			if (events[i].data.u64 != UINT64_MAX && !(events[i].data.u64 & 1))

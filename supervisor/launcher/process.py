@@ -37,10 +37,10 @@ _BUFFER_BYTES = 4 << 20
 
 @dataclass(slots=True)
 class Launched:
-    """A run as the launcher tells of it. `pidfd` is the caller's once `launched` is done."""
+    """A run as the launcher tells of it. `started` is done when the program is executed; it holds the pidfd of the run's
+    init, from then on the caller's, or is cancelled where it never came to that."""
 
-    launched: asyncio.Future[tuple[int, int]]
-    started: asyncio.Future[None]
+    started: asyncio.Future[int]
     ended: asyncio.Future[Reply]
 
 
@@ -160,7 +160,7 @@ class Launcher:
         number = self._next
         self._next += 1
         create = self._loop.create_future
-        handle = Launched(create(), create(), create())
+        handle = Launched(create(), create())
         self._runs[number] = handle
         return Launcher._Numbered(number, handle)
 
@@ -214,18 +214,15 @@ class Launcher:
             for fd in fds:
                 os.close(fd)
             return
-        if reply.kind is ReplyKind.LAUNCHED:
-            run.launched.set_result((reply.pid, fds[0]))
-        elif reply.kind is ReplyKind.STARTED:
-            run.started.set_result(None)
+        if reply.kind is ReplyKind.STARTED:
+            run.started.set_result(fds[0])
         else:
             del self._runs[reply.run]
             if reply.kind is not ReplyKind.OK:
                 self.alive -= 1
             run.ended.set_result(reply)
-            for future in (run.launched, run.started):
-                if not future.done():
-                    future.cancel()
+            if not run.started.done():
+                run.started.cancel()
 
     def _fail(self, number: int, failure: LaunchFailed) -> None:
         """Ends the waiting for one run that never reached the launcher."""
@@ -235,8 +232,7 @@ class Launcher:
         self.alive -= 1
         run.ended.set_exception(failure)
         run.ended.exception()
-        for future in (run.launched, run.started):
-            future.cancel()
+        run.started.cancel()
 
     def _on_gone(self, error: OSError | None) -> None:
         """The launcher ended by itself: every run it had is dead with it, through its parent-death signal."""
@@ -253,9 +249,8 @@ class Launcher:
                 run.ended.set_exception(failure)
                 # Not everyone waits for it; the loop shall not complain.
                 run.ended.exception()
-            for future in (run.launched, run.started):
-                if not future.done():
-                    future.cancel()
+            if not run.started.done():
+                run.started.cancel()
         self._runs.clear()
         self.alive = 0
         if self.on_gone is not None:

@@ -38,11 +38,10 @@ struct request_header {
 };
 
 enum reply_type {
-	REPLY_LAUNCHED = 1, /* a process exists; its pidfd comes along */
-	REPLY_STARTED = 2,  /* the program has been executed */
-	REPLY_ENDED = 3,    /* the process is gone; everything known about its end */
-	REPLY_FAILED = 4,   /* no process was made, or the request was refused */
-	REPLY_OK = 5,
+	REPLY_STARTED = 1, /* the program has been executed; the pidfd of its init comes along */
+	REPLY_ENDED = 2,   /* the process is gone; everything known about its end */
+	REPLY_FAILED = 3,  /* no process was made, or the request was refused */
+	REPLY_OK = 4,
 };
 
 struct violation_wire {
@@ -175,7 +174,7 @@ enum stage {
 	STAGE_IDMAP = 3,
 	STAGE_CLONE = 4,
 	STAGE_CGROUP = 5,
-	STAGE_BARRIER = 6,
+	STAGE_LAUNCHER = 6,
 	STAGE_LOOPBACK = 7,
 	STAGE_HOSTNAME = 8,
 	STAGE_ROOT = 9,

@@ -29,11 +29,10 @@ class Request(IntEnum):
 
 
 class ReplyKind(IntEnum):
-    LAUNCHED = 1
-    STARTED = 2
-    ENDED = 3
-    FAILED = 4
-    OK = 5
+    STARTED = 1
+    ENDED = 2
+    FAILED = 3
+    OK = 4
 
 
 STAGES = (
@@ -43,7 +42,7 @@ STAGES = (
     "idmap",
     "clone",
     "cgroup",
-    "barrier",
+    "launcher",
     "loopback",
     "hostname",
     "root",

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* A run as the launcher sees it: cloned, limited, let go at the barrier, reaped, told. */
+/* A run as the launcher sees it: cloned, started, reaped, told. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -61,7 +61,7 @@ static uint64_t namespace_flags(uint32_t flags)
 
 static void watch(int fd, struct run *run, uint64_t kind)
 {
-	/* The low bit tells the barrier's socket from the pidfd. */
+	/* The low bit tells the pipe from the pidfd. */
 	struct epoll_event event = {.events = EPOLLIN,
 				    .data.u64 = (uint64_t)(run - launcher.runs) << 1 | kind};
 
@@ -69,33 +69,17 @@ static void watch(int fd, struct run *run, uint64_t kind)
 		die("epoll_ctl");
 }
 
-/* v1 hierarchies have no CLONE_INTO_CGROUP: the child is moved while it builds its root, and waits
- * for it at the barrier. */
-static int enter_v1_cgroups(const struct plan *plan, pid_t pid)
-{
-	char text[16];
-	int length = snprintf(text, sizeof(text), "%d", pid);
-
-	for (uint32_t i = 0; i < plan->w.v1_count; i++) {
-		if (write(plan->v1_fds[i], text, (size_t)length) != length)
-			return (int)i;
-	}
-	return -1;
-}
-
 void run_launch(uint64_t id, const struct plan *plan, const int *idmap_fds)
 {
 	struct run *run = run_take();
-	struct reply reply = {.type = REPLY_LAUNCHED, .run = id};
 	int sync[2];
-	int failed;
 	pid_t pid;
 
 	if (!run) {
 		reply_failed(id, STAGE_CLONE, -1, errno);
 		return;
 	}
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sync)) {
+	if (pipe2(sync, O_CLOEXEC)) {
 		reply_failed(id, STAGE_CLONE, -2, errno);
 		run_put(run);
 		return;
@@ -135,20 +119,8 @@ void run_launch(uint64_t id, const struct plan *plan, const int *idmap_fds)
 	run->pid = pid;
 	run->sync_fd = sync[0];
 	launcher.alive++;
-	reply.pid = pid;
-	send_reply(&reply, run->pidfd);
 	watch(run->pidfd, run, 1);
-	failed = enter_v1_cgroups(plan, pid);
-	if (failed >= 0) {
-		run->report->index = failed;
-		run->report->error = errno;
-		run->report->stage = STAGE_CGROUP;
-		syscall(SYS_pidfd_send_signal, run->pidfd, SIGKILL, NULL, 0);
-		return;
-	}
 	watch(run->sync_fd, run, 0);
-	if (send(run->sync_fd, "", 1, MSG_NOSIGNAL) < 0 && errno != EPIPE && errno != ECONNRESET)
-		die("barrier");
 }
 
 /* The zombie still has the account of everything it reaped; proc_pid_io(5). */
@@ -187,8 +159,8 @@ static void forget(int fd)
 	close(fd);
 }
 
-/* The last copy of the barrier's other end is gone: the program has been executed, or the set-up
- * has failed. */
+/* The last copy of the pipe's other end is gone: the program has been executed, or the set-up has
+ * failed. */
 void run_started(struct run *run)
 {
 	forget(run->sync_fd);
@@ -196,7 +168,7 @@ void run_started(struct run *run)
 	if (!run->report->stage) {
 		struct reply reply = {.type = REPLY_STARTED, .run = run->id, .pid = run->pid};
 
-		send_reply(&reply, -1);
+		send_reply(&reply, run->pidfd);
 	}
 }
 

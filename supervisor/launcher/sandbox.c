@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* The child of the launcher, from clone3(2) to the moment it becomes the run's init: namespaces,
- * root, barrier, user. */
+ * root, user. */
 #define _GNU_SOURCE
 #include "sandbox.h"
 
@@ -76,18 +76,19 @@ static void loopback_up(struct report *report)
 	close(fd);
 }
 
-/* The launcher says go once every limit holds; end of file means it is gone, and then nobody would
- * hold them. */
-static void wait_at_barrier(struct sandbox *sandbox)
+/*
+ * v1 hierarchies have no CLONE_INTO_CGROUP. A task that moves itself alone ("0" into tasks, not a
+ * pid into cgroup.procs) is spared cgroup_threadgroup_rwsem, whose writers wait for a grace period
+ * of RCU, 10 ms and more (Linux 5.6, 9a3284fad42f "cgroup: Optimize single thread migration").
+ */
+static void enter_v1_cgroups(const struct sandbox *sandbox)
 {
-	char go;
-	ssize_t n;
+	const struct plan *plan = sandbox->plan;
 
-	do {
-		n = read(sandbox->sync_fd, &go, 1);
-	} while (n < 0 && errno == EINTR);
-	if (n != 1)
-		sandbox_fail(sandbox->report, STAGE_BARRIER, 0, n < 0 ? errno : EPIPE);
+	for (uint32_t i = 0; i < plan->w.v1_count; i++) {
+		if (write(plan->v1_fds[i], "0", 1) != 1)
+			sandbox_fail(sandbox->report, STAGE_CGROUP, (int)i, errno);
+	}
 }
 
 _Noreturn void sandbox_main(struct sandbox *sandbox)
@@ -100,6 +101,11 @@ _Noreturn void sandbox_main(struct sandbox *sandbox)
 	memset(sandbox->title, 0, sandbox->title_size);
 	strncpy(sandbox->title, "init", sandbox->title_size);
 	prctl(PR_SET_NAME, "init", 0, 0, 0);
+	/* The limits hold before anything is made that counts against them. */
+	enter_v1_cgroups(sandbox);
+	/* The namespace's root is where the process is now. */
+	if ((w->flags & PLAN_CGROUP_NS) && unshare(CLONE_NEWCGROUP))
+		sandbox_fail(report, STAGE_CGROUP_NS, 0, errno);
 	close_the_rest(sandbox);
 	if (w->flags & PLAN_NETWORK_NS)
 		loopback_up(report);
@@ -116,11 +122,6 @@ _Noreturn void sandbox_main(struct sandbox *sandbox)
 		if (sandbox->proc_fd < 0)
 			sandbox_fail(report, STAGE_ROOT, 3, errno);
 	}
-	wait_at_barrier(sandbox);
-	/* Only now: the namespace's root is where the process is, and the launcher has moved it
-	 * meanwhile. */
-	if ((w->flags & PLAN_CGROUP_NS) && unshare(CLONE_NEWCGROUP))
-		sandbox_fail(report, STAGE_CGROUP_NS, 0, errno);
 	/* Without a pid namespace the orphans come to us, and the program must not be able to end
 	 * us. */
 	if (!(w->flags & PLAN_PID_NS) && prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))

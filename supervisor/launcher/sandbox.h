@@ -25,8 +25,8 @@ struct report {
 struct sandbox {
 	const struct plan *plan;
 	struct report *report;
-	int sync_fd; /* read: the barrier; its end of file in the launcher: the program runs */
-	int host_mount_ns;    /* where a run without a mount namespace goes */
+	int sync_fd;	   /* a pipe: its end of file in the launcher means that the program runs */
+	int host_mount_ns; /* where a run without a mount namespace goes */
 	const int *idmap_fds; /* per op: a user namespace, or -1 */
 	char *title; /* what stands in /proc/1/cmdline: where we are installed is not the run's to
 			know */
@@ -37,8 +37,7 @@ struct sandbox {
 /* Ends the process after noting the step that failed. */
 _Noreturn void sandbox_fail(struct report *report, enum stage stage, int index, int error);
 
-/* The child's whole life: set up, wait at the barrier, run the program as a child of its own, be
- * its init. */
+/* The child's whole life: set up, run the program as a child of its own, be its init. */
 _Noreturn void sandbox_main(struct sandbox *sandbox);
 
 /* Each of these is one step of sandbox_main; they end the process on failure. */

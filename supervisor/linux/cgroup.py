@@ -198,7 +198,7 @@ class RunGroup:
     hierarchies: Hierarchies
     unified: UnifiedGroup
     v1: dict[str, Group]
-    procs: dict[str, int]
+    v1_tasks: dict[str, int]
     kill_fd: int
     removed: bool = False
     _closed: bool = field(default=False)
@@ -212,13 +212,13 @@ class RunGroup:
         try:
             unified = UnifiedGroup(_make(hierarchies.unified, name, made, opened))
             v1 = {}
-            procs = {}
+            tasks = {}
             for step, parent in hierarchies.v1.items():
                 if step == "cpu" and limits.cpus is None:
                     continue
                 v1[step] = _V1_KINDS[step](_make(parent, name, made, opened))
-                procs[step] = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=v1[step].directory)
-                opened.append(procs[step])
+                tasks[step] = os.open("tasks", os.O_WRONLY | os.O_CLOEXEC, dir_fd=v1[step].directory)
+                opened.append(tasks[step])
             step = "limits"
             _write_limits(unified, v1, limits)
             step = "cgroup.kill"
@@ -233,7 +233,7 @@ class RunGroup:
                 f"cannot make the run's control group ({step}): {error}",
                 metadata={"stage": "cgroup", "step": step, "errno": str(error.errno or 0)},
             ) from error
-        return cls(name, hierarchies, unified, v1, procs, kill_fd)
+        return cls(name, hierarchies, unified, v1, tasks, kill_fd)
 
     def kill(self) -> None:
         """Ends every process of the run at once, forks in flight included. Safe to repeat."""
@@ -307,7 +307,7 @@ class RunGroup:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            for fd in (self.unified.directory, self.kill_fd, *self.procs.values()):
+            for fd in (self.unified.directory, self.kill_fd, *self.v1_tasks.values()):
                 os.close(fd)
             for group in self.v1.values():
                 os.close(group.directory)

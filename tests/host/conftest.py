@@ -13,7 +13,8 @@ import pytest
 
 from supervisor.client import Supervisor
 from supervisor.v1 import run_pb2_grpc
-from tests.host.daemon_fixture import Daemon, LiveRun, Prober, RunStub, compile_attacks
+from tests.host.daemon_fixture import Daemon, LiveRun, Prober, RunStub
+from tests.host.hostile import compile_attacks
 from tests.leaks import Snapshot
 
 

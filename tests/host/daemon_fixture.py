@@ -6,9 +6,7 @@ import hashlib
 import json
 import os
 import queue
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -33,7 +31,6 @@ RUN_UIDS = range(0x30000000 + (os.getpid() % 4096 << 16), 0x30000000 + (os.getpi
 """Host uids of this session's runs, so that a supervisor in use on the same machine does not disturb the counting."""
 
 COMMAND = Path(os.environ.get("SUPERVISOR_COMMAND") or Path(sys.executable).parent / "supervisor")
-ATTACKS = Path(__file__).parent / "attacks"
 MIB = 1024 * 1024
 
 Argument = str | bytes
@@ -361,45 +358,3 @@ class Neighbour:
         assert (result.outcome, result.exit_code) == (run_pb2.OUTCOME_EXITED, 0), f"the neighbour was harmed: {result}"
         assert self._run.stdout == b"".join(b"line %d\n" % n for n in range(1, self._lines + 1))
         assert took < scaled(1), f"the neighbour answered only after {took:.2f} s"
-
-
-def compile_attacks(target: Path) -> Path:
-    """Every program of attacks/ into `target`: C statically linked, the rest copied; all mode 0755."""
-    built_before = os.environ.get("SUPERVISOR_TEST_ATTACKS")
-    if built_before:  # a compiler under emulation takes minutes
-        shutil.copytree(built_before, target)
-        return target
-    target.mkdir(mode=0o755, exist_ok=True)
-    for source in sorted(ATTACKS.iterdir()):
-        built = target / (source.stem if source.suffix == ".c" else source.name)
-        if source.suffix == ".c":
-            command = ["gcc", "-O1", "-static", "-pthread", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE"]
-            subprocess.run([*command, "-o", built, source], check=True)
-        elif source.suffix in (".py", ".sh"):
-            built.write_bytes(source.read_bytes())
-        else:
-            continue
-        built.chmod(0o755)
-    return target
-
-
-class AbstractListener:
-    """An abstract Unix socket of the host named `name`; `reached` once anything has connected to it."""
-
-    def __init__(self, name: str) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.bind("\0" + name)
-        self._socket.listen(8)
-        self._socket.setblocking(False)
-
-    @property
-    def reached(self) -> bool:
-        try:
-            peer, _ = self._socket.accept()
-        except BlockingIOError:
-            return False
-        peer.close()
-        return True
-
-    def close(self) -> None:
-        self._socket.close()

@@ -16,7 +16,8 @@ import pytest
 from supervisor import errors
 from supervisor.client import Supervisor
 from supervisor.model import RunResult
-from tests.host.daemon_fixture import AbstractListener, Daemon, LiveRun, scaled, spec
+from tests.host.daemon_fixture import Daemon, LiveRun, scaled, spec
+from tests.host.hostile import AbstractListener
 from tests.host.witnesses import POLICIES, Witnesses, assert_no_effect, assert_recorded, lines, watched
 
 ANY = frozenset({"EPERM", "EACCES", "ENOSYS", "EAFNOSUPPORT", "EPROTONOSUPPORT", "EROFS"})

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
+import pty
+import select
 import signal
+import struct
 import subprocess
+import termios
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -173,6 +178,51 @@ def test_control_c(daemon: Daemon, script: str, times: int) -> None:
     assert process.returncode == 130, (process.returncode, told)
     assert b"Traceback" not in told
     wait_until(lambda: not host_processes(token), 5, "the run is over")
+
+
+def test_a_terminal(daemon: Daemon) -> None:
+    """Keys, sizes and Ctrl-C are the program's; ours is as it was afterwards, also when the run is refused."""
+    program = """test -t 0 && test -t 2 && stty size; while test "$(stty size)" != "44 122"; do sleep 0.1; done; echo resized
+        read -r line; echo "<$line>"; trap "echo caught; exit 7" INT; echo up; while :; do sleep 0.1; done"""
+    commands = f"""stty -g; "$0" run -t --timeout {scaled(30)} -- sh -c '{program}'; echo "status $?"; stty -g
+        "$0" run -it --pids 100000 -- true; echo "status $?"; stty -g"""
+    master, slave = pty.openpty()
+    seen = b""
+
+    def wait_for(wanted: bytes) -> None:
+        nonlocal seen
+        while wanted not in seen:
+            assert select.select([master], [], [], scaled(20))[0], seen
+            seen += os.read(master, 4096)
+
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 111, 0, 0))
+    # Of a session of its own: only then does the kernel signal a new size.
+    with subprocess.Popen(
+        ["setsid", "--ctty", "sh", "-c", commands, COMMAND],
+        stdin=slave, stdout=slave, stderr=slave,
+        env={**os.environ, "SUPERVISOR_ADDRESS": daemon.address, "TERM": "vt100", "NO_COLOR": "1"},
+    ) as process:  # fmt: skip
+        try:
+            wait_for(b"33 111\r\n")
+            fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 44, 122, 0, 0))
+            wait_for(b"resized\r\n")
+            os.write(master, b"two  words\r")
+            wait_for(b"<two  words>\r\nup\r\n")
+            os.write(master, b"\x03")
+            wait_for(b"caught\r\nstatus 7\r\n")
+            wait_for(b"status 126\r\n")
+            lines = seen.splitlines()
+            while process.poll() is None or select.select([master], [], [], 0)[0]:
+                try:
+                    lines = (seen := seen + os.read(master, 4096)).splitlines()
+                except OSError:  # EIO: the last of them has left
+                    break
+        finally:
+            process.kill()
+    os.close(master)
+    os.close(slave)
+    modes = {line for line in lines if line.count(b":") > 10}
+    assert len(modes) == 1 and sum(line in modes for line in lines) == 3, lines
 
 
 def test_killed_client_ends_its_run(daemon: Daemon) -> None:

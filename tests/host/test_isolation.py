@@ -13,7 +13,6 @@ import pytest
 
 from supervisor.client import Supervisor
 from tests.host.daemon_fixture import (
-    ATTACKS,
     SLOW_MACHINE,
     Daemon,
     LiveRun,
@@ -22,6 +21,7 @@ from tests.host.daemon_fixture import (
     scaled,
     spec,
 )
+from tests.host.hostile import ATTACKS
 
 KINDS = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user")
 KERNEL_OR_OURS = {"proc", "devpts", "tmpfs", "mqueue"}

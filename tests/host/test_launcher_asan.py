@@ -103,12 +103,11 @@ class Launches:
         tmpfs = rootfs.run_tmpfs(plan.limits)
         read_end, write_end = os.pipe()
         null = os.open("/dev/null", os.O_RDONLY)
-        fds = [null, write_end, write_end, group.unified.directory, tmpfs, *group.procs.values()]
+        fds = [null, write_end, write_end, group.unified.directory, tmpfs, *group.v1_tasks.values()]
         where = Descriptors(0, 1, 2, 3, 4, tuple(range(5, len(fds))))
         body = encode_plan(plan, where, host_id=900_000_001, filter_program=program)
         try:
             reply, passed = self.launcher.ask(protocol.request(Request.LAUNCH, 9, body, fds=len(fds)), fds)
-            assert reply.kind is ReplyKind.LAUNCHED, reply
             for fd in (null, write_end, tmpfs, *passed):
                 os.close(fd)
             while reply.kind is not ReplyKind.ENDED:

@@ -28,7 +28,7 @@ from types import FrameType
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.host.daemon_fixture import compile_attacks
+from tests.host.hostile import compile_attacks
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GUEST_SCRIPT = Path(__file__).resolve().parent / "guest.sh"
