@@ -226,10 +226,16 @@ class Snapshot:
         """The same look, now."""
         return Snapshot.take(self.pids, self.directories, self.instances)
 
-    def diff(self, after: Snapshot | None = None, settle_seconds: float = SETTLE_SECONDS) -> list[str]:
-        """What is there now, was not there in this one, and does not go away within `settle_seconds`; sorted."""
+    def diff(
+        self, after: Snapshot | None = None, settle_seconds: float = SETTLE_SECONDS, stays: str | None = None
+    ) -> list[str]:
+        """What is there now, was not there in this one, and does not go away within `settle_seconds`; sorted.
+
+        What has `stays` in its name may.
+        """
         deadline = time.monotonic() + settle_seconds
         left = (after or self.again()).things - self.things
+        left = {thing for thing in left if stays is None or stays not in thing}
         while left and time.monotonic() < deadline:
             time.sleep(0.1)
             left &= self.again().things
