@@ -13,11 +13,14 @@ VM_TESTS ?= tests/host
 LAUNCHER := supervisor/launcher
 LAUNCHER_SOURCES := $(wildcard $(LAUNCHER)/*.c $(LAUNCHER)/*.h) $(LAUNCHER)/build.py
 LAUNCHER_BIN := $(LAUNCHER)/bin
+BPF_SOURCES := $(wildcard bpf/*.c bpf/*.h) bpf/build.py
+BPF_BIN := supervisor/probes/bin
 
-# What the daemon needs from Debian: a venv, the compiler of the launcher, libcap for python-prctl, libseccomp.
-APT_BASE := python3-venv python3-dev gcc libc6-dev libcap-dev libseccomp2 pkg-config
+# What the daemon needs from Debian: a venv, the compilers of the launcher and the probes, libcap for python-prctl, libseccomp,
+# libbpf.
+APT_BASE := python3-venv python3-dev gcc libc6-dev libcap-dev libseccomp2 pkg-config clang libbpf-dev libbpf1
 # What the demo and the tests run inside sandboxes: ordinary programs.
-APT_TEST := git nodejs openssl busybox-static perl python3-numpy procps iproute2 util-linux e2fsprogs keyutils
+APT_TEST := git nodejs openssl busybox-static perl python3-numpy procps iproute2 util-linux e2fsprogs keyutils strace
 # What boots a full kernel for the VM lane.
 APT_VM := qemu-system-x86 linux-image-amd64 kmod udev zstd busybox-static
 # The peers that `make bench` compares with.
@@ -63,6 +66,11 @@ $(LAUNCHER_BIN)/.built: $(LAUNCHER_SOURCES) | apt-base
 	@$(PYTHON) $(LAUNCHER)/build.py
 	@mkdir -p $(@D) && touch $@
 
+bpf: $(BPF_BIN)/.built ## compile the kernel programs
+$(BPF_BIN)/.built: $(BPF_SOURCES) | apt-base
+	@$(PYTHON) bpf/build.py
+	@touch $@
+
 launcher-asan: $(LAUNCHER_BIN)/.built-asan ## compile it with ASAN and UBSAN, as supervisor-launcher-asan
 $(LAUNCHER_BIN)/.built-asan: $(LAUNCHER_SOURCES) | apt-base
 	@$(PYTHON) $(LAUNCHER)/build.py --asan
@@ -99,19 +107,16 @@ lint: setup ## ruff, mypy --strict, import contracts; clang-format where Debian 
 	$(BIN)/ruff format --check --quiet
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	@! clang-format --version 2>/dev/null | grep -q 'version 14' || clang-format --dry-run -Werror $(wildcard $(LAUNCHER)/*.c $(LAUNCHER)/*.h)
+	@! clang-format --version 2>/dev/null | grep -q 'version 14' || clang-format --dry-run -Werror $(wildcard $(LAUNCHER)/*.c $(LAUNCHER)/*.h bpf/*.c bpf/*.h)
 
 format: setup ## let ruff and clang-format rewrite the sources
 	$(BIN)/ruff check --fix --quiet || true
 	$(BIN)/ruff format
-	@! command -v clang-format >/dev/null || clang-format -i $(wildcard $(LAUNCHER)/*.c $(LAUNCHER)/*.h)
+	@! command -v clang-format >/dev/null || clang-format -i $(wildcard $(LAUNCHER)/*.c $(LAUNCHER)/*.h bpf/*.c bpf/*.h)
 
 proto: setup ## generate supervisor/v1 from proto/
 	$(BIN)/python proto/generate.py
 
-bpf: ## compile the kernel programs (there are none yet)
-	@test -z "$(wildcard bpf/*.bpf.c)" || echo "bpf: sources found, but no rule builds them yet"
-
 clean: ## remove what was built, and the venv
-	rm -rf $(VENV) $(LAUNCHER_BIN) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(LAUNCHER_BIN) $(BPF_BIN) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""The two things a declarative build cannot say: compile the C launcher, and ship policies/ inside the package."""
+"""What a declarative build cannot say: compile the C launcher and the probes, and ship policies/ inside the package."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 
 LAUNCHER = Path("supervisor/launcher")
+BPF = Path("bpf")
+PROBES = Path("supervisor/probes")
 POLICIES = Path("policies")
 
 
 class build_shipped(Command):
     """Puts launcher binaries and policies into the package; an editable install finds the policies where they are."""
 
-    description = "compile the launcher and copy the shipped policies"
+    description = "compile the launcher and the probes, and copy the shipped policies"
     user_options: ClassVar[list] = []
 
     def initialize_options(self) -> None:
@@ -32,10 +34,17 @@ class build_shipped(Command):
     def _launcher(self) -> dict:
         return runpy.run_path(str(LAUNCHER / "build.py"))
 
+    def _bpf(self) -> dict:
+        return runpy.run_path(str(BPF / "build.py"))
+
     def run(self) -> None:
         root = Path() if self.editable_mode else Path(self.build_lib)
         if sys.platform == "linux":
             self._launcher()["build"](root / LAUNCHER / "bin")
+            try:
+                self._bpf()["build"](root / PROBES / "bin")
+            except FileNotFoundError as error:  # `doctor` says what is lost
+                self.warn(f"runs cannot be traced: {error}")
         if not self.editable_mode:
             target = root / "supervisor" / "_policies"
             target.mkdir(parents=True, exist_ok=True)
@@ -43,7 +52,13 @@ class build_shipped(Command):
                 shutil.copy(source, target)
 
     def get_source_files(self) -> list[str]:
-        sources = [LAUNCHER / "build.py", *LAUNCHER.glob("*.[ch]"), *POLICIES.glob("*.toml")]
+        sources = [
+            LAUNCHER / "build.py",
+            *LAUNCHER.glob("*.[ch]"),
+            BPF / "build.py",
+            *BPF.glob("*.[ch]"),
+            *POLICIES.glob("*.toml"),
+        ]
         return [str(path) for path in sources]
 
     def get_outputs(self) -> list[str]:
@@ -51,6 +66,7 @@ class build_shipped(Command):
         outputs = [root / "supervisor" / "_policies" / path.name for path in POLICIES.glob("*.toml")]
         if sys.platform == "linux":
             outputs += [root / LAUNCHER / "bin" / name for name in self._launcher()["programs"]()]
+            outputs += [path for name in self._bpf()["objects"]() if (path := root / PROBES / "bin" / name).exists()]
         return [str(path) for path in outputs]
 
     def get_output_mapping(self) -> dict[str, str]:

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -72,6 +72,7 @@ def prepare(config: Config, instance_name: str) -> Parts:
     from supervisor.linux.host import cgroup_layout, probe_host
     from supervisor.linux.uids import lease_uids
     from supervisor.policy_file import PolicySet
+    from supervisor.probes.load import open_probes
 
     _set_process_flags()
     policies = PolicySet(shipped_policy_dir(), *(path for path in config.policy_dirs if os.path.isdir(path)))
@@ -104,7 +105,9 @@ def prepare(config: Config, instance_name: str) -> Parts:
             max_collect_files=config.max_collect_files,
             instance=instance.name,
         )
-        backend = NativeBackend(settings, host, hierarchies, launchers)
+        probes, feature = open_probes(hierarchies.group, config.max_concurrent_runs)
+        host = replace(host, features={**host.features, feature.name: feature})
+        backend = NativeBackend(settings, host, hierarchies, launchers, probes)
         stack.pop_all()
     return Parts(config, instance, records, host, hierarchies, backend, policies, lease)
 

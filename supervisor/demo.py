@@ -12,11 +12,13 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from supervisor.cli.render import size
 from supervisor.client import Supervisor
 from supervisor.errors import SupervisorError
 from supervisor.model import Outcome, RunResult
@@ -159,23 +161,62 @@ def daemon(state: Path) -> Iterator[str]:
             process.kill()
 
 
-def _row(job: Job, result: RunResult) -> tuple[str, ...]:
-    usage = result.usage
-    cpu = (usage.cpu_user_seconds or 0.0) + (usage.cpu_system_seconds or 0.0)
-    memory = "?" if usage.memory_peak_bytes is None else f"{usage.memory_peak_bytes / (1 << 20):.1f} MiB"
-    enforced = result.enforcement
-    by = [f"{len(enforced.namespaces)} namespaces", f"cgroup {enforced.cgroup}", f"seccomp {enforced.seccomp}"]
+_PIPED_WIDTH = 160
+_SHARES = {"program": 13, "cause": 16, "limit\nin force": 10, "enforced": 14}
+"""Of the columns of text in what the others leave; their widths where a terminal has 100 columns."""
+_FIGURES = {"outcome": 13, "peak\nmemory": 8, "CPU": 6, "wall\ntime": 6}
+_COLUMNS = ("program", "outcome", "cause", "peak\nmemory", "CPU", "wall\ntime", "limit\nin force", "enforced")
+_GAP = 2
+_POLICYS = "of the policy"
+
+
+def results_table(width: int) -> Table:
+    """The table for a terminal so wide, without its rows: texts are broken over lines where need be, figures never."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, _GAP - 1, 0, 0), pad_edge=False, show_edge=False, show_lines=True)
+    room = max(0, width - sum(_FIGURES.values()) - _GAP * (len(_COLUMNS) - 1))
+    for heading in _COLUMNS:
+        if heading in _SHARES:
+            share = room * _SHARES[heading] // sum(_SHARES.values())
+            table.add_column(heading, overflow="fold", width=max(share, 1))
+        else:
+            justify: Literal["left", "right"] = "left" if heading == "outcome" else "right"
+            table.add_column(heading, width=_FIGURES[heading], no_wrap=True, justify=justify)
+    return table
+
+
+def table_row(job: Job, result: RunResult) -> tuple[str, ...]:
+    """What ran, how and why it ended, what it used, the limit that mattered, and what was enforced all the while."""
+    usage, enforced = result.usage, result.enforcement
+    cpu = None if usage.cpu_user_seconds is None else usage.cpu_user_seconds + (usage.cpu_system_seconds or 0.0)
+    figures = (size(usage.memory_peak_bytes), _seconds(cpu), _seconds(usage.wall_seconds))
+    by = [f"{len(enforced.namespaces)} namespaces", f"cgroup {enforced.cgroup}", "seccomp"]
     if enforced.landlock:
         by.append(f"Landlock {enforced.landlock}")
-    return job.title, result.outcome.value, result.detail, memory, f"{cpu:.2f} s", ", ".join(by)
+    limits = ", ".join(_limits_that_mattered(job.options, result)) or "-"
+    cause = result.detail.removeprefix("killed: ")
+    return (job.title, result.outcome.value, cause, *figures, limits, ", ".join(by))
+
+
+def _seconds(amount: float | None) -> str:
+    return "-" if amount is None else f"{amount:.2f} s" if amount < 10 else f"{amount:.1f} s"
+
+
+def _limits_that_mattered(asked: Mapping[str, Any], result: RunResult) -> Iterator[str]:
+    if result.usage.pids_limit_hits:
+        yield f"pids {asked.get('pids', _POLICYS)} ({result.usage.pids_limit_hits} forks refused)"
+    for outcome, name, option, unit in (
+        (Outcome.TIMED_OUT, "wall", "timeout", "s"),
+        (Outcome.OUT_OF_MEMORY, "memory", "memory", ""),
+        (Outcome.OUTPUT_LIMIT, "output", "output_limit", ""),
+    ):
+        if result.outcome is outcome:
+            yield f"{name} {asked[option]}{unit}" if option in asked else f"{name} {_POLICYS}"
 
 
 def main() -> int:
     """Prints one table; 0 when every program ended as it should."""
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    table = Table(title="What ran, how it ended, and what held it", title_justify="left")
-    for heading in ("program", "outcome", "cause", "peak memory", "CPU", "enforced by"):
-        table.add_column(heading, overflow="fold", justify="right" if heading in ("peak memory", "CPU") else "left")
+    console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
+    table = results_table(console.width)
     surprises = 0
     with tempfile.TemporaryDirectory(prefix="supervisor-demo-") as directory:
         console.print("Starting a daemon of our own ...")
@@ -186,10 +227,11 @@ def main() -> int:
                 result = supervisor.execute(job.argv, policy="strict", **job.options)
                 good = result.outcome is job.expected
                 surprises += not good
-                table.add_row(*_row(job, result), style="" if good else "red")
+                table.add_row(*table_row(job, result), style="" if good else "red")
                 said = result.stdout.decode("utf-8", "replace").strip()
                 shown = said if said and not job.hostile else result.detail
                 console.print(f"  {'hostile: ' if job.hostile else ''}{job.title}: {shown}", markup=False)
+    console.print("\nWhat ran, how it ended, what it cost, and what held it:\n")
     console.print(table)
     if surprises:
         console.print(f"{surprises} of {len(JOBS)} ended otherwise than they should", style="red")

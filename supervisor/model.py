@@ -249,7 +249,10 @@ class RunResult:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run as the record keeps it: everything of the result but its output and files. `state` is queued, running or ended."""
+    """A run as the record keeps it: everything of the result but its output and files. `state` is queued, running or ended.
+
+    `argv` is known only of a run that has not ended: no record keeps it.
+    """
 
     run_id: str
     state: str
@@ -272,6 +275,8 @@ class RunRecord:
     violations: tuple[Violation, ...] = ()
     enforcement: Enforcement = Enforcement()
     error: StartError | None = None
+    trace: TraceSummary = TraceSummary()
+    argv: tuple[bytes, ...] = ()
 
 
 class Stream(str, Enum):

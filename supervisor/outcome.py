@@ -126,9 +126,10 @@ def _stopped(end: SandboxEnd, stopped: Outcome, limits: Limits, reason: str) -> 
 
 
 def _start_message(end: SandboxEnd, program: bytes) -> str:
-    name = "".join(c if c.isprintable() else "\ufffd" for c in program.decode("utf-8", "replace")[:200])
     if end.stage == "cwd":
-        return f"cannot enter the working directory: {os.strerror(end.errno)}"
+        directory = f" {_shown(end.about)}" if end.about else ""
+        return f"cannot enter the working directory{directory}: {os.strerror(end.errno)}"
+    name = _shown(program.decode("utf-8", "replace"))
     hints = {
         errno.ENOENT: "no such program in the run (or its interpreter is missing)",
         errno.EACCES: "not executable: a directory, no execute permission, or a noexec place",
@@ -138,6 +139,10 @@ def _start_message(end: SandboxEnd, program: bytes) -> str:
     }
     hint = hints.get(end.errno)
     return f"cannot execute {name}: {os.strerror(end.errno)}" + (f"; {hint}" if hint else "")
+
+
+def _shown(text: str) -> str:
+    return "".join(c if c.isprintable() else "\ufffd" for c in text[:200])
 
 
 def signal_name(number: int) -> str:

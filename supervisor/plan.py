@@ -91,7 +91,7 @@ def build(
     """
     policy = effective.policy
     _check_network(effective)
-    _check_probes(spec, policy)
+    _check_probes(spec, policy, host)
     _check_host(policy, host)
     if policy.process.capabilities:
         raise HostLacks(
@@ -157,14 +157,15 @@ def _check_network(effective: EffectivePolicy) -> None:
         )
 
 
-def _check_probes(spec: RunSpec, policy: Policy) -> None:
+def _check_probes(spec: RunSpec, policy: Policy, host: HostFeatures) -> None:
     """What only probes can see is refused where somebody relies on it, rather than taken and not done."""
-    if spec.trace not in (None, TraceLevel.OFF):
+    if spec.trace not in (None, TraceLevel.OFF) and not host.has("trace"):
+        found = host.features.get("trace")
         raise HostLacks(
-            f"trace {spec.trace.value} needs the eBPF probes, which this build does not have",
+            f"trace {spec.trace.value} needs the eBPF probes: {found.detail if found else 'not looked for'}",
             reason="TRACE_NOT_AVAILABLE",
             field="trace",
-            metadata={"feature": "trace", "remedy": "leave trace off"},
+            metadata={"feature": "trace", "remedy": found.remedy if found else ""},
         )
     held = [rule.name for rule in policy.rules if rule.action in ("deny", "kill")]
     if held:
@@ -290,7 +291,7 @@ def _enforcement(
         missing.append("landlock")
     if policy.syscalls.filters and not notify:
         missing.append("seccomp_notify")
-    if effective.trace is not TraceLevel.OFF:
+    if effective.trace is not TraceLevel.OFF and not host.has("trace"):
         missing.append("trace")
     if policy.rules:
         missing.append("rules")

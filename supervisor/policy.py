@@ -118,7 +118,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    level: TraceLevel = TraceLevel.OFF
+    level: TraceLevel = TraceLevel.SUMMARY
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,14 @@ from supervisor.policy_schema import UNLIMITED, PolicyFile, UnknownWord, known_k
 from supervisor.policy_text import dotted, find_lines, line_of, write_toml
 
 MAX_TEXT_BYTES = 256 << 10
+LARGE_TEXT = 8 << 10
+"""Above the shipped policies. A longer text can take a second; it belongs in a thread, and is remembered for a while."""
 _MAX_DOTS = 4096
 _MAX_DOTS_IN_LINE = 128
 _MAX_DEPTH = 16
 _MAX_PROBLEMS = 100
 _MAX_SHOWN = 5
+_MAX_REMEMBERED = 4
 
 _Table = dict[str, Any]
 
@@ -74,6 +78,10 @@ class _Source:
         self.origin = origin
         self.text = self._decode(text)
         data = self._parse()
+        if not data:
+            raise _BadPolicy(
+                origin, [PolicyProblem(0, "", 'empty: a policy has at least a line such as extends = "strict"')]
+            )
         self.lines = find_lines(self.text)
         try:
             self.file = PolicyFile.model_validate(data)
@@ -145,6 +153,7 @@ class PolicySet:
                 self._policies[name] = self._resolve(source, name)
             except _BadPolicy as error:
                 raise error.as_request_error() from None
+        self._remembered = lru_cache(_MAX_REMEMBERED)(self._try_inline)
 
     def names(self) -> tuple[str, ...]:
         """All names, sorted."""
@@ -162,23 +171,20 @@ class PolicySet:
             )
         return policy
 
-    def resolve_text(self, toml: str | bytes, origin: str = "inline") -> Policy:
-        """The policy that a text describes; it may extend those of the set.
+    def resolve_text(self, toml: str | bytes, origin: str = "inline", *, name: str = "") -> Policy:
+        """The policy that a text describes; it may extend those of the set. `name` is its name where the text has none.
 
         One that takes a name of the set for something else is called "inline:NAME". Raises InvalidRequest.
         """
-        try:
-            return self._resolve_inline(toml, origin)
-        except _BadPolicy as error:
-            raise error.as_request_error() from None
+        found = self._inline(toml, origin, name)
+        if isinstance(found, _BadPolicy):
+            raise found.as_request_error()
+        return found
 
-    def check_text(self, toml: str | bytes) -> list[PolicyProblem]:
+    def check_text(self, toml: str | bytes, *, name: str = "") -> list[PolicyProblem]:
         """What is wrong with a text, 100 things at most, by line; empty when `resolve_text` would take it."""
-        try:
-            self._resolve_inline(toml, "inline")
-        except _BadPolicy as error:
-            return error.problems
-        return []
+        found = self._inline(toml, "inline", name)
+        return found.problems if isinstance(found, _BadPolicy) else []
 
     def resolved_toml(self, policy: Policy) -> str:
         """Everything in force, as a policy text that extends nothing and has the same digest."""
@@ -196,9 +202,17 @@ class PolicySet:
             raise error.as_request_error() from None
         self._sources[name] = source
 
-    def _resolve_inline(self, toml: str | bytes, origin: str) -> Policy:
-        source = _Source(toml, origin)
-        policy = self._resolve(source, source.file.name or "inline")
+    def _inline(self, toml: str | bytes, origin: str, name: str) -> Policy | _BadPolicy:
+        large = LARGE_TEXT < len(toml) <= MAX_TEXT_BYTES
+        return self._remembered(toml, origin, name) if large else self._try_inline(toml, origin, name)
+
+    def _try_inline(self, toml: str | bytes, origin: str, name: str) -> Policy | _BadPolicy:
+        try:
+            source = _Source(toml, origin)
+            policy = self._resolve(source, source.file.name or name or "inline")
+        except _BadPolicy as error:
+            # A new one: what was raised holds on to all that was being looked at.
+            return _BadPolicy(error.origin, error.problems)
         known = self._policies.get(policy.name)
         if known is not None and known.digest != policy.digest:
             policy = replace(policy, name=f"inline:{policy.name}")
@@ -209,6 +223,8 @@ class PolicySet:
         while chain[-1].file.extends:
             child, parent_name = chain[-1], chain[-1].file.extends
             parent = self._sources.get(parent_name)
+            if parent_name == name and child is source and parent in (None, source):
+                raise source.fail(("extends",), f"extends: '{name}' is this policy, and none can extend itself")
             if parent is None:
                 raise child.fail(
                     ("extends",), f"extends: no policy '{parent_name}'{nearest(parent_name, self._sources)}"
@@ -278,7 +294,7 @@ def _build(name: str, source: _Source, tables: _Table) -> Policy:
             tuple(sorted(call for call, (action, _) in actions.items() if action == "kill")),
         ),
         process=Process(**process),
-        trace=Trace(TraceLevel(tables.get("trace", {}).get("level", "off"))),
+        trace=Trace(TraceLevel(tables.get("trace", {}).get("level", "summary"))),
         rules=tuple(
             Rule(**{**rule, "match": {key: tuple(value) for key, value in rule.get("match", {}).items()}})
             for rule in tables.get("rules", [])

@@ -205,7 +205,7 @@ class ProcessTable(_Table):
 
 
 class TraceTable(_Table):
-    level: Literal["off", "summary", "full"] = "off"
+    level: Literal["off", "summary", "full"] = "summary"
 
 
 class RuleTable(_Table):

@@ -26,7 +26,6 @@ from supervisor.model import (
     RunSpec,
     Started,
     Stream,
-    TraceSummary,
     ViolationSeen,
 )
 from supervisor.outcome import Verdict, judge, signal_name
@@ -76,6 +75,7 @@ class Run:
             request_id=spec.request_id,
             labels=spec.labels,
             created_at=time.time(),
+            argv=spec.argv,
         )
         self._house = house
         self._backend = backend
@@ -251,12 +251,13 @@ class Run:
             violations=violations,
             enforcement=enforcement,
             error=verdict.error,
+            trace=end.trace if end is not None else self.record.trace,
         )
         answered = self.record
         if not self._house.pending.finish(self.record):
             enforcement = replace(enforcement, missing=(*enforcement.missing, "record"))
             answered = replace(self.record, enforcement=enforcement)
-        result = result_of(answered, self._output, self._over, files, self.effective.trace.value)
+        result = result_of(answered, self._output, self._over, files)
         for violation in violations:
             self._house.watchers.tell(self.run_id, self.spec.agent, ViolationSeen(violation))
         self._house.watchers.tell(
@@ -299,7 +300,6 @@ def result_of(
     output: Mapping[Stream, bytearray],
     over: set[Stream],
     files: tuple[OutputFile, ...],
-    trace_level: str,
 ) -> RunResult:
     """The answer to the client: the record, and what the record does not keep."""
     assert record.outcome is not None
@@ -323,7 +323,7 @@ def result_of(
         files=files,
         violations=record.violations,
         enforcement=record.enforcement,
-        trace=TraceSummary(level=trace_level),
+        trace=record.trace,
         error=record.error,
         started_at=record.started_at or 0.0,
         ended_at=record.ended_at or 0.0,

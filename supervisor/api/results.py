@@ -25,6 +25,8 @@ from supervisor.v1 import run_pb2 as pb
 
 CHUNK_BYTES = 1 << 20
 """Most data in one message of a stream."""
+ARGV_BYTES = 4 << 10
+"""Most of a run's arguments in one record, which is for people to recognise it by."""
 OUTCOMES: dict[Outcome, Any] = {outcome: pb.Outcome.Value(f"OUTCOME_{outcome.name}") for outcome in Outcome}
 STATES = {"queued": pb.RUN_STATE_QUEUED, "running": pb.RUN_STATE_RUNNING, "ended": pb.RUN_STATE_ENDED}
 STATE_NAMES = {number: name for name, number in STATES.items()} | {pb.RUN_STATE_UNSPECIFIED: ""}
@@ -113,7 +115,18 @@ def record_message(record: RunRecord) -> pb.RunRecord:
         program=text(record.program),
         created_at=record.created_at,
         result=result,
+        argv=_arguments(record),
     )
+
+
+def _arguments(record: RunRecord) -> Iterator[bytes]:
+    """Of a run that has not ended: what the daemon still has in memory of one that has is nobody's to see."""
+    room = ARGV_BYTES
+    for argument in record.argv if record.state != "ended" else ():
+        if room <= 0:
+            return
+        yield argument[:room]
+        room -= len(argument) + 1
 
 
 def usage_message(usage: Usage) -> pb.Usage:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable
 from supervisor.api import convert, results
 from supervisor.api.errors import status_of, status_of_any
 from supervisor.api.methods import Duplex, Method, closed_after
+from supervisor.api.policy_texts import PolicyTexts
 from supervisor.api.ports import LiveRun, Runs
 from supervisor.api.uploads import UploadRoom, receive_files
 from supervisor.errors import InvalidRequest
-from supervisor.model import Exited, Output, Peer, Started, Stream, ViolationSeen
+from supervisor.model import Exited, Output, Peer, RunSpec, Started, Stream, ViolationSeen
 from supervisor.v1 import run_pb2 as pb
 
 STREAM_WINDOW = 128
@@ -30,8 +31,9 @@ class RunService:
     `max_message_bytes` bounds a result, `max_files_bytes` the files streamed into one run; `UploadRoom` those of all.
     """
 
-    def __init__(self, runs: Runs, *, max_message_bytes: int, max_files_bytes: int) -> None:
+    def __init__(self, runs: Runs, texts: PolicyTexts, *, max_message_bytes: int, max_files_bytes: int) -> None:
         self._runs = runs
+        self._texts = texts
         self._max_message_bytes = max_message_bytes
         self._max_files_bytes = max_files_bytes
         self._room = UploadRoom(max_files_bytes * 4)
@@ -48,11 +50,18 @@ class RunService:
         }
 
     async def execute(self, request: pb.RunSpec, peer: Peer) -> pb.RunResult:
-        ended = await self._runs.execute(convert.run_spec(request), peer)
+        spec = convert.run_spec(request)
+        await self._prepare_policy(spec)
+        ended = await self._runs.execute(spec, peer)
         result = results.result_message(ended, max_file_bytes=self._max_message_bytes)
         results.release(ended)
         results.fit(result, self._max_message_bytes)
         return result
+
+    async def _prepare_policy(self, spec: RunSpec) -> None:
+        """Nothing is refused here: whether this client's policy is taken at all is for `runs` to say first."""
+        if spec.policy_toml is not None:
+            await self._texts.prepare(spec.policy_toml)
 
     async def execute_stream(self, stream: ExecuteDuplex) -> None:
         window = asyncio.Semaphore(STREAM_WINDOW)
@@ -103,6 +112,7 @@ class RunService:
             files = await receive_files(stream, upload, self._max_files_bytes) if start.files_follow else ()
             spec = convert.run_spec(start.spec, files=files, terminal_allowed=True)
             terminal_size = convert.terminal_size(start.spec.terminal, "terminal")
+            await self._prepare_policy(spec)
             stdin_follows = start.stdin_follows
             live = self._runs.open(spec, stream.peer, stdin_follows=stdin_follows)
             # From here on the run keeps what it needs of these; a long one must not hold its input twice.

@@ -23,6 +23,7 @@ from supervisor.api.auth import TlsFiles, server_credentials
 from supervisor.api.host_service import HostInfo, HostService
 from supervisor.api.methods import Service, service_handler
 from supervisor.api.policy_service import PolicyService
+from supervisor.api.policy_texts import PolicyTexts
 from supervisor.api.ports import Policies, Runs
 from supervisor.api.run_service import RunService
 from supervisor.api.trace_service import TraceService
@@ -102,7 +103,7 @@ async def start_server(
     unix_group: str | None = None,
     runtime_dir: str | None = None,
 ) -> Server:
-    """Serve `backing` at every address of `listen`: unix:///PATH, or HOST:PORT with `tls`.
+    """Serve `backing` at every address of `listen`: unix:///PATH, or tcp://HOST:PORT with `tls`.
 
     `runtime_dir` is the daemon's own: where a socket lies in it, it gets the mode of a new one.
 
@@ -112,10 +113,11 @@ async def start_server(
         raise InvalidRequest("there is no address to listen at", field="listen")
     stopping = asyncio.Event()
     server = grpc.aio.server(options=_options(max_message_bytes))
-    runs = RunService(backing.runs, max_message_bytes=max_message_bytes, max_files_bytes=backing.max_files_bytes)
+    texts = PolicyTexts(backing.policies)
+    runs = RunService(backing.runs, texts, max_message_bytes=max_message_bytes, max_files_bytes=backing.max_files_bytes)
     services: tuple[Service, ...] = (
         runs,
-        PolicyService(backing.policies),
+        PolicyService(backing.policies, texts),
         HostService(backing.runs, backing.host, backing.info, stopping),
         TraceService(backing.runs),
     )
@@ -243,9 +245,9 @@ def _unlink_own(path: Path, inode: int) -> None:
 
 
 def _add_port(server: grpc.aio.Server, address: str, tls: TlsFiles | None) -> str:
-    host, colon, port = address.rpartition(":")
+    host, colon, port = address.removeprefix("tcp://").rpartition(":")
     if not colon or not host or not (port.isascii() and port.isdigit() and int(port) <= 0xFFFF):
-        raise InvalidRequest(f"{address!r} is neither unix:///PATH nor HOST:PORT", field="listen")
+        raise InvalidRequest(f"{address!r} is neither unix:///PATH nor tcp://HOST:PORT", field="listen")
     if tls is None or not (tls.certificate and tls.key and tls.client_ca):
         raise InvalidRequest(
             f"cannot listen at {address}: TCP is served with mutual TLS only; set tls_cert, tls_key and tls_client_ca",
@@ -254,7 +256,7 @@ def _add_port(server: grpc.aio.Server, address: str, tls: TlsFiles | None) -> st
         )
     credentials = server_credentials(tls)
     try:
-        bound = server.add_secure_port(address, credentials)
+        bound = server.add_secure_port(f"{host}:{port}", credentials)
     except RuntimeError as error:
         raise InvalidRequest(f"cannot listen at {address}: {error}", field="listen") from error
     if not bound:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from supervisor.model import Enforcement, Limits, OutputFile, RunSpec, Stream, Usage, Violation
+from supervisor.model import Enforcement, Limits, OutputFile, RunSpec, Stream, TraceSummary, Usage, Violation
 from supervisor.policy import EffectivePolicy
 
 
@@ -31,6 +31,7 @@ class SandboxEnd:
     about: str = ""
     mount: int | None = None
     filter_kills: bool = False
+    trace: TraceSummary = field(default_factory=TraceSummary)
 
 
 class Sandbox(Protocol):

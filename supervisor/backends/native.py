@@ -27,10 +27,12 @@ from supervisor.linux.collect import Place
 from supervisor.linux.seccomp import compile_filter
 from supervisor.linux.trees import remove_tree
 from supervisor.linux.uids import UidPool
-from supervisor.model import HostFeatures, Mount, RunSpec
+from supervisor.model import HostFeatures, Mount, RunSpec, TraceLevel
 from supervisor.plan import LaunchPlan, build
 from supervisor.plan_root import WORK, OpKind, RootView
 from supervisor.policy import EffectivePolicy, Policy
+from supervisor.probes.engine import Probes
+from supervisor.probes.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +56,7 @@ class NativeBackend:
     host: HostFeatures
     hierarchies: Hierarchies
     launchers: list[Launcher]
+    probes: Probes | None = None
     name: str = "native"
     _view: RootView = field(default_factory=rootfs.host_view)
     _etc: rootfs.Etc = field(default_factory=rootfs.read_etc)
@@ -107,6 +110,8 @@ class NativeBackend:
         self._collectors.shutdown(wait=False, cancel_futures=True)
         for launcher in self.launchers:
             launcher.close()
+        if self.probes is not None:
+            self.probes.close()
 
     def check(self, spec: RunSpec, effective: EffectivePolicy) -> NativePlan:
         policy = effective.policy
@@ -152,11 +157,15 @@ class NativeBackend:
         stack.callback(self._uids.give_back, uid)
         group = RunGroup.create(self.hierarchies, request.run_id, plan.limits)
         stack.push_async_callback(remove_group, group)
+        tracing = None
+        if self.probes is not None and plan.trace is not TraceLevel.OFF:
+            tracing = Tracing(self.probes, group.identity, plan.trace)
+            stack.callback(tracing.close)
         sent = SentDescriptors()
         stack.callback(sent.close)
         root = await self._make_root(request, native, uid, sent, stack)
         sandbox = NativeSandbox(
-            loop, group, plan, request, self.settings, root.places, plan.enforcement, self._collectors
+            loop, group, plan, request, self.settings, root.places, plan.enforcement, self._collectors, tracing
         )
         stack.callback(sandbox.close_streams)
         sandbox.open_streams(sent)

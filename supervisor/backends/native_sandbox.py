@@ -23,9 +23,10 @@ from supervisor.launcher.protocol import Reply, ReplyKind
 from supervisor.linux.cgroup import RunGroup
 from supervisor.linux.collect import Bounds, Collected, Place, collect_files
 from supervisor.linux.seccomp import decode_syscall
-from supervisor.model import Enforcement, OutputFile, Stream, Usage, Violation
+from supervisor.model import Enforcement, OutputFile, Stream, TraceSummary, Usage, Violation
 from supervisor.plan import LaunchPlan
 from supervisor.plan_root import OpKind
+from supervisor.probes.tracing import Tracing
 from supervisor.streams import InputWriter, OutputReader
 
 log = structlog.get_logger(__name__)
@@ -86,6 +87,7 @@ class NativeSandbox:
         places: dict[bytes, Place],
         enforcement: Enforcement,
         collectors: Executor,
+        tracing: Tracing | None,
     ) -> None:
         self.enforcement = enforcement
         self.launched: Launched | None = None
@@ -96,6 +98,7 @@ class NativeSandbox:
         self._settings = settings
         self._places = places
         self._collectors = collectors
+        self._tracing = tracing
         self._collecting: threading.Event | None = None
         self._pidfd = -1
         self._readers: dict[Stream, OutputReader] = {}
@@ -303,6 +306,7 @@ class NativeSandbox:
             about=self._about(reply),
             mount=self._mount_at_fault(reply),
             filter_kills=self._plan.syscalls is not None and not self._plan.notify,
+            trace=self._tracing.finish() if self._tracing is not None else TraceSummary(),
         )
 
     def _violations(self, reply: Reply) -> list[Violation]:
@@ -336,6 +340,8 @@ class NativeSandbox:
         return asked.index(target) if target in asked else None
 
     def _about(self, reply: Reply) -> str:
+        if reply.stage == "cwd":
+            return self._plan.cwd.decode("utf-8", "replace")
         if reply.stage in ("mount", "idmap") and 0 <= reply.index < len(self._plan.ops):
             op = self._plan.ops[reply.index]
             target = op.target.decode("utf-8", "replace")

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import FrameType, TracebackType
 from typing import Any, Self, cast
 
@@ -18,6 +18,7 @@ import typer
 
 from supervisor import errors
 from supervisor.cli.render import exit_status, explain, printable, say, signal_name, violation_line
+from supervisor.cli.terminal import raw, terminal_size
 from supervisor.cli.transfer import unmatched, write_collected
 from supervisor.client.build import RunOptions
 from supervisor.client.errors_wire import Cancelled
@@ -42,18 +43,20 @@ def attach(
     """Runs `argv` to its end and returns the exit status of `supervisor run`.
 
     `stdin` is a descriptor to read the program's input from; None: empty. With `as_json`, stdout gets the result and
-    nothing else. Raises SupervisorError for what the supervisor refuses, BrokenPipeError when our reader has gone; the
-    run has then been ended.
+    nothing else. With a terminal among `options`, `stdin` is made raw for as long, where it is one. Raises
+    SupervisorError for what the supervisor refuses, BrokenPipeError when our reader has gone; the run has then been ended.
     """
     if stdin is None:
         options = options | {"stdin": b""}
     screen = _Screen()
+    terminal = "terminal" in options
     stream = client.run(argv, **cast(RunOptions, options))
-    with stream, _Signals(client, stream) as signals:
-        if stdin is not None:
-            threading.Thread(target=_feed, args=(stream, stdin), daemon=True).start()
+    with stream, _Signals(client, stream, terminal=terminal) as signals:
         try:
-            result = _follow(stream, signals, screen, as_json=as_json)
+            with raw(stdin) if terminal and stdin is not None and os.isatty(stdin) else nullcontext():
+                if stdin is not None:
+                    threading.Thread(target=_feed, args=(stream, stdin), daemon=True).start()
+                result = _follow(stream, signals, screen, as_json=as_json, lines=not terminal)
         except Cancelled:
             screen.finish_line(ours_follows=True)
             if signals.ended_by is None:
@@ -63,6 +66,7 @@ def attach(
         except errors.SupervisorError:
             screen.finish_line(ours_follows=True)
             raise
+    screen.finish_line(ours_follows=False)
     complete = _take_files(result, options.get("collect", ()), screen)
     if as_json:
         sys.stdout.write(json.dumps(result_to_json(result)) + "\n")
@@ -87,7 +91,8 @@ def _take_files(result: RunResult, patterns: Sequence[bytes], screen: _Screen) -
     return complete
 
 
-def _follow(stream: RunStream, signals: _Signals, screen: _Screen, *, as_json: bool) -> RunResult:
+def _follow(stream: RunStream, signals: _Signals, screen: _Screen, *, as_json: bool, lines: bool) -> RunResult:
+    """Shows what comes until the end; between the program's output lines of ours only with `lines`."""
     assembler = Assembler()
     broken: BrokenPipeError | None = None
     for event in stream:
@@ -99,13 +104,12 @@ def _follow(stream: RunStream, signals: _Signals, screen: _Screen, *, as_json: b
             except BrokenPipeError as error:
                 broken = error
                 signals.end_run()
-        elif isinstance(event, ViolationSeen) and event.violation.action != "kill" and sys.stderr.isatty():
+        elif isinstance(event, ViolationSeen) and event.violation.action != "kill" and lines and sys.stderr.isatty():
             screen.tell(f"{printable(event.violation.action)}: {violation_line(event.violation)}", "yellow")
     if broken is not None:
         raise broken
     if assembler.result is None:
         raise errors.SupervisorError("the run's stream ended without a result", reason="NO_RESULT")
-    screen.finish_line(ours_follows=False)
     return assembler.result
 
 
@@ -166,11 +170,11 @@ def _tell_end(result: RunResult, argv: Sequence[bytes], options: Mapping[str, An
 
 
 def _at_directory(result: RunResult, options: Mapping[str, Any]) -> str:
-    """The working directory that could not be entered; the daemon's words do not name it."""
-    cwd = options.get("cwd")
-    if result.error is None or result.error.stage != "cwd" or cwd is None:
+    """The working directory that could not be entered, where the daemon's words do not name it."""
+    cwd = printable(os.fsdecode(options.get("cwd") or b""))
+    if result.error is None or result.error.stage != "cwd" or cwd in result.error.message:
         return ""
-    return f": --cwd {printable(os.fsdecode(cwd))}"
+    return f": --cwd {cwd}"
 
 
 def _misses_local_file(result: RunResult, argv: Sequence[bytes], options: Mapping[str, Any]) -> bool:
@@ -204,11 +208,14 @@ def _feed(stream: RunStream, stdin: int) -> None:
 class _Signals:
     """SIGINT goes to the program, the second one ends the run, as SIGTERM and SIGHUP do; a further one does not wait.
 
+    With `terminal`, a new size of ours becomes that of the program's.
+
     The handlers only note what came. A thread acts: gRPC's locks may be held where a handler interrupts.
     """
 
-    def __init__(self, client: Supervisor, stream: RunStream) -> None:
+    def __init__(self, client: Supervisor, stream: RunStream, *, terminal: bool) -> None:
         self.ended_by: int | None = None
+        self._caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *((signal.SIGWINCH,) if terminal else ()))
         self._client = client
         self._stream = stream
         self._came: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -233,7 +240,9 @@ class _Signals:
     def _act(self) -> None:
         interrupted = False
         while (number := self._came.get()) is not None:
-            if number == signal.SIGINT and not interrupted and self._stream.run_id is not None:
+            if number == signal.SIGWINCH:
+                self._stream.resize(*terminal_size())
+            elif number == signal.SIGINT and not interrupted and self._stream.run_id is not None:
                 interrupted = True
                 self._stream.signal(number)
             elif self._ending:
@@ -244,7 +253,7 @@ class _Signals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in self._caught:
                 self._previous[number] = signal.signal(number, self._note)
         self._thread.start()
         return self

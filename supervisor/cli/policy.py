@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from supervisor import errors
-from supervisor.cli.render import print_table, printable
+from supervisor.cli.render import print_table, printable, say
 
 if TYPE_CHECKING:
     from supervisor.client.result import Policy, PolicyCheck
+    from supervisor.policy import Policy as Found
 
 app = typer.Typer(
     help="""Look at policies and check new ones.
@@ -63,7 +64,8 @@ def check(
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise errors.InvalidRequest(f"cannot read {file}: {why}", field="FILE") from error
-    verdict = _check(text)
+    named = file.suffix == ".toml" and file.stem.isprintable()
+    verdict = _check(text, file.stem if named else "")
     for problem in verdict.problems:
         place = f"{file}:{problem.line}" if problem.line else str(file)
         key = f"{problem.key}: " if problem.key and problem.key not in problem.message else ""
@@ -71,6 +73,20 @@ def check(
     if not verdict.good:
         raise typer.Exit(1)
     typer.echo(f"{file}: good")
+    if verdict.policy is not None and named:
+        _warn(verdict.policy, file.stem)
+
+
+def _warn(policy: Policy, stem: str) -> None:
+    """Tells what is good in a file for --policy, but not in a policy directory."""
+    name = policy.name.removeprefix("inline:")
+    why = ""
+    if name not in (stem, "inline"):
+        why = f"its name is {name!r}, and there it must be called {name}.toml"
+    elif name == policy.extends:
+        why = f"it extends its own name, and there {name!r} would be itself"
+    if why:
+        say(f"warning: good for --policy, but with it in a policy directory the daemon does not start: {why}", "yellow")
 
 
 def _policies() -> Sequence[Policy]:
@@ -92,13 +108,13 @@ def _policy(name: str) -> Policy:
         return client.policy(name)
 
 
-def _check(text: str) -> PolicyCheck:
+def _check(text: str, name: str) -> PolicyCheck:
     from supervisor.cli.connect import daemon
 
     if _offline():
-        return _Shipped().check(text)
+        return _Shipped().check(text, name)
     with daemon() as client:
-        return client.check_policy(text)
+        return client.check_policy(text, name)
 
 
 def _offline() -> bool:
@@ -114,25 +130,23 @@ class _Shipped:
         from supervisor.policy_file import PolicySet
         from supervisor.shipped import shipped_policy_dir
 
-        self._directory = shipped_policy_dir()
-        self._set = PolicySet(self._directory)
+        self._set = PolicySet(shipped_policy_dir())
 
     def names(self) -> Sequence[str]:
         return self._set.names()
 
     def policy(self, name: str) -> Policy:
-        import tomllib
+        return self._shown(self._set.get(name))
 
-        from supervisor.client.result import Policy as Shown
-
-        found = self._set.get(name)
-        text = (self._directory / f"{name}.toml").read_text("utf-8")
-        extends = str(tomllib.loads(text).get("extends", ""))
-        return Shown(found.name, found.description, extends, text, self._set.resolved_toml(found), found.digest)
-
-    def check(self, text: str) -> PolicyCheck:
+    def check(self, text: str, name: str) -> PolicyCheck:
         from supervisor.client.result import PolicyCheck as Check
         from supervisor.client.result import PolicyProblem
 
-        problems = self._set.check_text(text)
-        return Check(tuple(PolicyProblem(found.line, found.key, found.message) for found in problems), None)
+        problems = [PolicyProblem(each.line, each.key, each.message) for each in self._set.check_text(text, name=name)]
+        return Check(tuple(problems), None if problems else self._shown(self._set.resolve_text(text, name=name)))
+
+    def _shown(self, found: Found) -> Policy:
+        from supervisor.client.result import Policy as Shown
+
+        resolved = self._set.resolved_toml(found)
+        return Shown(found.name, found.description, found.extends, found.toml, resolved, found.digest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import signal
 import sys
 import time
@@ -20,6 +21,8 @@ Ended = RunResult | RunRecord
 
 VIOLATION_STATUS = 159
 CANCELLED_STATUS = 130
+_GAP = 2
+_LEAST_CELLS = 16
 _STATUS = {
     Outcome.TIMED_OUT: 124,
     Outcome.VIOLATION: VIOLATION_STATUS,
@@ -175,12 +178,15 @@ def outcome_text(run: Ended) -> str:
     return str(run.outcome.value)
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
-    """A rich table without a frame, for a terminal. Its first column, which people copy from, is never cut."""
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None) -> Any:
+    """A rich table without a frame, for a terminal. Its first column, which people copy from, is never cut.
+
+    With `width`, that of the terminal, what is too long in the last column is cut; otherwise it is wrapped.
+    """
     from rich.table import Table
     from rich.text import Text
 
-    lines = list(rows)
+    lines = list(rows) if width is None else _shortened(headings, rows, width)
     made = Table(box=None, header_style="bold", pad_edge=False)
     for at, heading in enumerate(headings):
         width = None if at else _first_width(headings, lines)
@@ -190,19 +196,37 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
     return made
 
 
+def _shortened(headings: Sequence[str], rows: Iterable[Sequence[str]], width: int) -> list[tuple[str, ...]]:
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    lines = [tuple(map(printable, row)) for row in rows]
+    others = zip(*(line[:-1] for line in (headings, *lines)), strict=True)
+    room = width - sum(max(map(cell_len, cells)) + _GAP for cells in others)
+
+    def cut(text: str) -> str:
+        shown = Text(text)
+        shown.truncate(max(room, _LEAST_CELLS), overflow="ellipsis")
+        return shown.plain
+
+    return [(*line[:-1], cut(line[-1])) for line in lines]
+
+
 def _first_width(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> int:
     return max(len(headings[0]), *(len(printable(row[0])) for row in rows), 0)
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on stdout: fitted to a terminal; in a pipe, plain columns that are never cut."""
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, one_line: bool = False) -> None:
+    """A table on stdout: fitted to a terminal, with `one_line` by cutting the last column instead of wrapping it; in a
+    pipe, plain columns that are never cut.
+    """
     if sys.stdout.isatty():
         from rich.console import Console
 
         lines = [tuple(row) for row in rows]
         console = Console()
         console.width = max(console.width, _first_width(headings, lines))
-        console.print(table(headings, lines))
+        console.print(table(headings, lines, console.width if one_line else None))
         return
     shown = [list(headings), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(line[at]) for line in shown) for at in range(len(headings))]
@@ -210,6 +234,8 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def program_name(argv0: str) -> str:
-    """The last part of a program's path."""
-    return Path(argv0).name or argv0
+def command_line(run: RunRecord) -> str:
+    """Program and arguments, quoted as for a shell; of a run that has ended, the program's name: no record keeps more."""
+    if run.argv:
+        return shlex.join(argument.decode("utf-8", "replace") for argument in run.argv)
+    return Path(run.program).name or run.program

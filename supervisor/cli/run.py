@@ -88,7 +88,12 @@ def run(
     ] = "",
     timeout: Annotated[
         str | None,
-        _option("--timeout", metavar="SECONDS", help="Wall clock; exit status 124.", check=_limit("wall_seconds")),
+        _option(
+            "--timeout",
+            metavar="SECONDS",
+            help="Wall clock, or such as 500ms, 5s, 2m; exit status 124.",
+            check=_limit("wall_seconds"),
+        ),
     ] = None,
     memory: Annotated[
         str | None,
@@ -152,6 +157,12 @@ def run(
     stdin: Annotated[
         str | None, _option("--stdin", metavar="FILE|-", help="Its standard input, - for ours; empty by default.")
     ] = None,
+    interactive: Annotated[
+        bool, typer.Option("-i", "--interactive", help="Pass on our standard input: the same as --stdin -.")
+    ] = False,
+    tty: Annotated[
+        bool, typer.Option("-t", "--tty", help="Give it a terminal, which ours is passed on to; implies -i.")
+    ] = False,
     label: Annotated[
         list[str] | None,
         _option("--label", metavar="K=V", help="Kept in the run's record; repeatable.", check=_key_values),
@@ -188,6 +199,7 @@ def run(
       supervisor run --timeout 5 --memory 256M --mount ./data:/work/data -- python3 /work/data/job.py
       supervisor run --put ./src:src --get 'out/*' --cwd /work/src -- make
       supervisor run --policy moderate --net full --stdin - --json -- sort < names.txt
+      supervisor run -t --timeout 30m -- bash
 
     \b
     Exit status: the program's own, or
@@ -196,7 +208,8 @@ def run(
       126  refused by policy, or not executable
       128+N  ended by signal N; 137 also for memory, CPU and output limits, 130 when cancelled
 
-    Ctrl-C is passed to the program; a second one ends the run.
+    Ctrl-C is passed to the program; a second one ends the run. With -t every key is the program's, Ctrl-C too, and
+    the policy's limits on time and output count as ever: ask for more where somebody sits before it.
     """
     if not context.args:
         raise errors.InvalidRequest("no program; write supervisor run [OPTIONS] -- PROGRAM [ARG...]", field="PROGRAM")
@@ -204,6 +217,8 @@ def run(
     from supervisor.cli.connect import daemon
     from supervisor.cli.transfer import files_to_put
 
+    if tty and json:
+        raise typer.BadParameter("a terminal is live, and --json is not: leave -t or --json out")
     file = _policy_file(policy)
     with ExitStack() as stack:
         options: dict[str, Any] = {
@@ -229,7 +244,9 @@ def run(
             "backend": backend,
             "request_id": request_id,
         }
-        source = _stdin(stdin, stack)
+        if tty:
+            _add_terminal(options)
+        source = _stdin("-" if stdin is None and (interactive or tty) else stdin, stack)
         argv = [os.fsencode(argument) for argument in context.args]
         client = stack.enter_context(daemon(embed=True))
         try:
@@ -237,6 +254,15 @@ def run(
         except errors.SupervisorError as error:
             raise _naming_file(error, file) from None
     raise typer.Exit(status)
+
+
+def _add_terminal(options: dict[str, Any]) -> None:
+    """A terminal of our own's size and kind; of this shell's environment nothing else is passed on."""
+    from supervisor.cli.terminal import terminal_size
+
+    options["terminal"] = terminal_size()
+    if kind := os.environb.get(b"TERM"):
+        options["env"] = {b"TERM": kind} | options["env"]
 
 
 def _policy_file(asked: str) -> os.PathLike[str] | None:

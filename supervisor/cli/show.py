@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from supervisor.cli.find import RunArgument, find_run
 from supervisor.cli.render import (
     age,
+    command_line,
     explain,
     moment,
     outcome_text,
     print_table,
     printable,
-    program_name,
     say,
     size,
     table,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from supervisor.client.result import Host
 
 _ORDER = {"running": 0, "queued": 1, "ended": 2}
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id.", show_default=False)]
 
 
 def ps(
@@ -38,7 +38,7 @@ def ps(
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="At most so many of the newest.")] = 50,
     json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
 ) -> None:
-    """List runs: running, queued, then the newest that ended."""
+    """List runs: running, queued, then the newest that ended, of which only the program's name is kept."""
     from supervisor.cli.connect import daemon
     from supervisor.client.result import record_to_json
 
@@ -54,12 +54,11 @@ def ps(
         for run in found:
             typer.echo(jsonlib.dumps(record_to_json(run)))
         return
-    print_table(("RUN", "AGENT", "POLICY", "STATE", "OUTCOME", "AGE", "PROGRAM"), map(_ps_row, found))
+    print_table(("RUN", "AGENT", "POLICY", "STATE", "OUTCOME", "AGE", "PROGRAM"), map(_ps_row, found), one_line=True)
 
 
 def _ps_row(run: RunRecord) -> tuple[str, ...]:
-    program = program_name(run.program)
-    return (run.run_id, run.agent or "-", run.policy, run.state, outcome_text(run), _age(run), program)
+    return (run.run_id, run.agent or "-", run.policy, run.state, outcome_text(run), _age(run), command_line(run))
 
 
 def _age(run: RunRecord) -> str:
@@ -75,7 +74,7 @@ def inspect(
     from supervisor.client.result import record_to_json
 
     with daemon() as client:
-        record = client.get(run)
+        record = find_run(client, run)
     if json:
         typer.echo(jsonlib.dumps(record_to_json(record), indent=2))
         return
@@ -87,6 +86,8 @@ def _inspect_lines(run: RunRecord) -> Iterator[tuple[str, str]]:
     usage, enforced = run.usage, run.enforcement
     yield "run", run.run_id
     yield "program", run.program
+    if run.argv:
+        yield "command line", command_line(run)
     yield "state", run.state
     yield "outcome", outcome_text(run)
     if cause := explain(run):
@@ -120,7 +121,9 @@ def _seconds(amount: float | None) -> str:
 
 
 def kill(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's id.", show_default=False)] = None,
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run's id, or its beginning.", show_default=False)
+    ] = None,
     agent: Annotated[str, typer.Option("--agent", metavar="ID", help="All runs of this agent, queued ones too.")] = "",
 ) -> None:
     """End a run, or all runs of an agent, with all their processes.
@@ -135,7 +138,8 @@ def kill(
 
     with daemon() as client:
         if run:
-            typer.echo(f"{run} killed" if client.kill(run) else f"{run} had ended already")
+            run_id = find_run(client, run).run_id
+            typer.echo(f"{run_id} {'killed' if client.kill(run_id) else 'had ended already'}")
         else:
             count = client.kill_agent(agent)
             typer.echo(f"{count} {'run' if count == 1 else 'runs'} of {agent} killed")
@@ -156,7 +160,7 @@ def top(
         if not sys.stdout.isatty():
             line, rows = look()
             typer.echo(line)
-            print_table(_TOP, rows)
+            print_table(_TOP, rows, one_line=True)
             return
         _watch(look, interval)
 
@@ -177,7 +181,7 @@ def _top_row(run: RunRecord) -> tuple[str, ...]:
     spent = None if usage.cpu_user_seconds is None else usage.cpu_user_seconds + (usage.cpu_system_seconds or 0)
     pids = "-" if usage.pids_peak is None else str(usage.pids_peak)
     figures = (size(usage.memory_peak_bytes), "-" if spent is None else f"{spent:.1f} s", pids)
-    return (run.run_id, run.agent or "-", run.policy, run.state, _age(run), *figures, program_name(run.program))
+    return (run.run_id, run.agent or "-", run.policy, run.state, _age(run), *figures, command_line(run))
 
 
 def _watch(look: Any, interval: float) -> None:
@@ -190,7 +194,7 @@ def _watch(look: Any, interval: float) -> None:
         try:
             while True:
                 line, rows = look()
-                live.update(Group(line, "", table(_TOP, rows)), refresh=True)
+                live.update(Group(line, "", table(_TOP, rows, live.console.width)), refresh=True)
                 time.sleep(interval)
         except KeyboardInterrupt:
             return

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from supervisor.cli.find import RunArgument, find_run
 from supervisor.cli.render import print_table, printable, say
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="See what a run executed, opened, connected to; what was refused.", no_args_is_help=True)
 
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id.", show_default=False)]
 FORMATS = ("jsonl", "csv")
 
 
@@ -31,7 +31,7 @@ def show(
     from supervisor.cli.connect import daemon
 
     with daemon() as client:
-        for event in client.trace(run):
+        for event in client.trace(find_run(client, run).run_id):
             typer.echo(jsonlib.dumps(asdict(event)) if json else _line(event))
 
 
@@ -52,7 +52,7 @@ def summary(
     from supervisor.client.result import summary_to_json
 
     with daemon() as client:
-        found = client.trace_summary(run)
+        found = client.trace_summary(find_run(client, run).run_id)
     if json:
         typer.echo(jsonlib.dumps(summary_to_json(found), indent=2))
         return
@@ -80,7 +80,7 @@ def export(
     from supervisor.cli.connect import daemon
 
     with daemon() as client:
-        events = client.trace(run)
+        events = client.trace(find_run(client, run).run_id)
         if output is None:
             _write(events, format, sys.stdout)
             return

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -73,16 +74,25 @@ class AsyncSupervisor:
 
     async def runs(self, agent: str = "", state: str = "", limit: int = _PAGE) -> list[RunRecord]:
         """The newest `limit` runs, newest first; only those of `agent`, only in `state` (queued, running, ended)."""
-        request = runs_request(agent, state)
         found: list[RunRecord] = []
-        while len(found) < limit:
-            request.page_size = min(_PAGE, limit - len(found))
+        async with aclosing(self.each_run(agent, state, page_size=min(_PAGE, limit))) as pages:
+            while len(found) < limit and (run := await anext(pages, None)) is not None:
+                found.append(run)
+        return found
+
+    async def each_run(
+        self, agent: str = "", state: str = "", *, page_size: int = _PAGE
+    ) -> AsyncGenerator[RunRecord, None]:
+        """All runs as `runs` has them, asked for page by page while they are read."""
+        request = runs_request(agent, state)
+        request.page_size = page_size
+        while True:
             answer = await self._ask(self._stubs.runs.ListRuns, request)
-            found.extend(map(wire.to_record, answer.runs))
+            for run in answer.runs:
+                yield wire.to_record(run)
             request.page_token = answer.next_page_token
             if not request.page_token:
-                break
-        return found[:limit]
+                return
 
     async def get(self, run_id: str) -> RunRecord:
         """The record of one run. Raises NotFound."""
@@ -102,10 +112,13 @@ class AsyncSupervisor:
         answer = await self._ask(self._stubs.policies.GetPolicy, policy_pb2.GetPolicyRequest(name=name))
         return wire.to_policy(answer.policy)
 
-    async def check_policy(self, text: str) -> wire.PolicyCheck:
-        """Validates a policy's text without keeping it; its problems are in the answer, not raised."""
+    async def check_policy(self, text: str, name: str = "") -> wire.PolicyCheck:
+        """Validates a policy's text without keeping it; its problems are in the answer, not raised.
+
+        `name` is what it is called where the text does not say: its file's name without .toml.
+        """
         return wire.to_check(
-            await self._ask(self._stubs.policies.CheckPolicy, policy_pb2.CheckPolicyRequest(toml=text))
+            await self._ask(self._stubs.policies.CheckPolicy, policy_pb2.CheckPolicyRequest(toml=text, name=name))
         )
 
     async def trace(self, run_id: str) -> AsyncIterator[wire.TraceEvent]:
@@ -244,6 +257,7 @@ class _AsyncOutbox:
 
     def __init__(self, opening: Iterator[run_pb2.RunRequest]) -> None:
         self._opening = opening
+        self._urgent: deque[run_pb2.RunRequest] = deque()
         self._waiting: deque[run_pb2.RunRequest] = deque()
         self._closed = False
         self._filled = asyncio.Event()
@@ -258,7 +272,7 @@ class _AsyncOutbox:
         self._filled.set()
 
     def put_first(self, message: run_pb2.RunRequest) -> None:
-        self._waiting.appendleft(message)
+        self._urgent.append(message)
         self._filled.set()
 
     def close(self) -> None:
@@ -276,8 +290,8 @@ class _AsyncOutbox:
             self.failure = errors.InvalidRequest(f"cannot read {error.filename}: {error.strerror}", field="files")
             raise
         while not self._closed:
-            if self._waiting:
-                message = self._waiting.popleft()
+            if self._urgent or self._waiting:
+                message = (self._urgent or self._waiting).popleft()
                 self._drained.set()
                 yield message
             else:

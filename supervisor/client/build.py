@@ -44,7 +44,7 @@ class RunOptions(TypedDict, total=False):
 
     policy: a name, the path of a policy file (*.toml or os.PathLike), or a policy's text
     stdin: all of standard input
-    timeout: seconds of wall clock that the run may take, the limit `wall_seconds`
+    timeout: wall clock that the run may take, in seconds or as "500ms", "5s", "2m", "1h"; the limit `wall_seconds`
     memory, disk, output_limit: bytes, or text such as "256M"; output_limit is per stream
     cpus, pids: CPUs (0.5 is half of one), processes and threads
     limits: any key of model.LIMIT_KEYS
@@ -62,7 +62,7 @@ class RunOptions(TypedDict, total=False):
 
     policy: Text | os.PathLike[str] | None
     stdin: Text | None
-    timeout: float | None
+    timeout: float | str | None
     memory: int | str | None
     cpus: float | None
     pids: int | None

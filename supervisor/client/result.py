@@ -185,6 +185,7 @@ def to_record(message: run_pb2.RunRecord) -> RunRecord:
         violations=tuple(map(_violation, result.violations)),
         enforcement=_enforcement(result.enforcement),
         error=_error(result),
+        argv=tuple(message.argv),
     )
 
 
@@ -299,6 +300,7 @@ def record_to_json(record: RunRecord) -> dict[str, Any]:
     """`record` as `inspect --json` prints it; the names are those of a result."""
     shown = asdict(record)
     shown["outcome"] = record.outcome.value if record.outcome else None
+    shown["argv"] = [argument.decode("utf-8", "replace") for argument in record.argv]
     return shown | _evidence_to_json(record)
 
 

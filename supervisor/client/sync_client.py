@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -82,16 +83,18 @@ class Supervisor:
 
     def runs(self, agent: str = "", state: str = "", limit: int = _PAGE) -> list[RunRecord]:
         """The newest `limit` runs, newest first; only those of `agent`, only in `state` (queued, running, ended)."""
+        return list(islice(self.each_run(agent, state, page_size=min(_PAGE, limit)), max(0, limit)))
+
+    def each_run(self, agent: str = "", state: str = "", *, page_size: int = _PAGE) -> Iterator[RunRecord]:
+        """All runs as `runs` has them, asked for page by page while they are read."""
         request = runs_request(agent, state)
-        found: list[RunRecord] = []
-        while len(found) < limit:
-            request.page_size = min(_PAGE, limit - len(found))
+        request.page_size = page_size
+        while True:
             answer = self._ask(self._stubs.runs.ListRuns, request)
-            found.extend(map(wire.to_record, answer.runs))
+            yield from map(wire.to_record, answer.runs)
             request.page_token = answer.next_page_token
             if not request.page_token:
-                break
-        return found[:limit]
+                return
 
     def get(self, run_id: str) -> RunRecord:
         """The record of one run. Raises NotFound."""
@@ -110,9 +113,14 @@ class Supervisor:
         """One policy. Raises NotFound."""
         return wire.to_policy(self._ask(self._stubs.policies.GetPolicy, policy_pb2.GetPolicyRequest(name=name)).policy)
 
-    def check_policy(self, text: str) -> wire.PolicyCheck:
-        """Validates a policy's text without keeping it; its problems are in the answer, not raised."""
-        return wire.to_check(self._ask(self._stubs.policies.CheckPolicy, policy_pb2.CheckPolicyRequest(toml=text)))
+    def check_policy(self, text: str, name: str = "") -> wire.PolicyCheck:
+        """Validates a policy's text without keeping it; its problems are in the answer, not raised.
+
+        `name` is what it is called where the text does not say: its file's name without .toml.
+        """
+        return wire.to_check(
+            self._ask(self._stubs.policies.CheckPolicy, policy_pb2.CheckPolicyRequest(toml=text, name=name))
+        )
 
     def trace(self, run_id: str) -> Iterator[wire.TraceEvent]:
         """What a run did, in order, while it is read. Raises NotFound when iterated."""
@@ -245,6 +253,7 @@ class _Outbox:
     def __init__(self, opening: Iterator[run_pb2.RunRequest]) -> None:
         self._opening = opening
         self._changed = threading.Condition()
+        self._urgent: deque[run_pb2.RunRequest] = deque()
         self._waiting: deque[run_pb2.RunRequest] = deque()
         self._closed = False
         self._end_call: Callable[[], object] | None = None
@@ -266,7 +275,7 @@ class _Outbox:
 
     def put_first(self, message: run_pb2.RunRequest) -> None:
         with self._changed:
-            self._waiting.appendleft(message)
+            self._urgent.append(message)
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -295,9 +304,9 @@ class _Outbox:
             # A local file that vanished while it was sent: the call ends, and the reader of events tells why.
             self._fail(errors.InvalidRequest(f"cannot read {error.filename}: {error.strerror}", field="files"))
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or bool(self._waiting))
+            self._changed.wait_for(lambda: self._closed or bool(self._urgent or self._waiting))
             if self._closed:
                 raise StopIteration
-            message = self._waiting.popleft()
+            message = (self._urgent or self._waiting).popleft()
             self._changed.notify_all()
             return message

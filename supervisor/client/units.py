@@ -1,4 +1,4 @@
-"""Sizes and limits as people write them: "256M", 64, 0.5."""
+"""Sizes, durations and limits as people write them: "256M", "500ms", 64, 0.5."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from supervisor import errors
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?b)?", re.IGNORECASE)
 _SHIFT = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
 _SIZES = ("memory", "file_size", "disk", "output")
-_FRACTIONS = ("wall_seconds", "cpu_seconds", "cpus")
+_DURATION = re.compile(r"(-?\d+(?:\.\d+)?)\s*(ms|s|m|h)")
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+_DURATIONS = ("wall_seconds", "cpu_seconds")
+_FRACTIONS = (*_DURATIONS, "cpus")
 _INT64_MAX = (1 << 63) - 1
 
 
@@ -22,6 +25,19 @@ def parse_size(text: str) -> int:
     number, unit, _ = match.groups()
     scale = 1 << _SHIFT[unit.lower()]
     return round(float(number) * scale) if "." in number else int(number) * scale
+
+
+def parse_duration(text: str) -> float | int:
+    """Seconds of "5", "5s", "500ms", "2m" or "1h". Raises ValueError."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is not None:
+        return float(match[1]) * _SECONDS[match[2]]
+    try:
+        return _number(text)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no duration; write seconds, or a number with ms, s, m or h, such as 500ms or 2m"
+        ) from None
 
 
 def limit_value(key: str, value: object) -> float | int:
@@ -36,6 +52,8 @@ def limit_value(key: str, value: object) -> float | int:
             raise ValueError(f"{value!r} is no number")
         if key in _SIZES and isinstance(value, str) and not value.strip().startswith("-"):
             return _whole(parse_size(value))
+        if key in _DURATIONS and isinstance(value, str):
+            value = parse_duration(value)
         number = _number(value) if isinstance(value, str) else value
         if not math.isfinite(number):
             raise ValueError(f"{value} is not finite; leave the limit out for what the policy says")

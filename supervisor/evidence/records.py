@@ -24,9 +24,18 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from supervisor.errors import AlreadyExists, InvalidRequest, NotFound, SupervisorError
-from supervisor.model import Enforcement, Outcome, RunRecord, StartError, Usage, Violation
+from supervisor.model import (
+    Enforcement,
+    Outcome,
+    RunRecord,
+    StartError,
+    SyscallCount,
+    TraceSummary,
+    Usage,
+    Violation,
+)
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 STATES: Final = ("queued", "running", "ended")
 LIST_MAX: Final = 10_000
 
@@ -37,7 +46,7 @@ _CHECKPOINT_PAGES = 4000
 _COLUMNS: Final = (
     "run_id", "state", "spec_digest", "policy", "policy_digest", "backend", "program", "agent", "request_id", "labels",
     "created_at", "started_at", "ended_at", "outcome", "exit_code", "signal", "detail", "usage", "violations",
-    "enforcement", "error",
+    "enforcement", "error", "trace",
 )  # fmt: skip
 
 # seq is SQLite's rowid: insertion order, hence the order of `list` and the cursor behind `before`.
@@ -65,7 +74,8 @@ CREATE TABLE runs (
     usage TEXT,
     violations TEXT,
     enforcement TEXT,
-    error TEXT
+    error TEXT,
+    trace TEXT
 );
 CREATE UNIQUE INDEX runs_request ON runs (request_id) WHERE request_id != '';
 CREATE INDEX runs_agent ON runs (agent) WHERE agent != '';
@@ -75,7 +85,8 @@ CREATE INDEX runs_open ON runs (seq) WHERE state != 'ended';
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM runs"
 _INSERT = f"INSERT INTO runs (instance, {', '.join(_COLUMNS)}) VALUES (?{', ?' * len(_COLUMNS)})"  # names are ours
 _FINISH = """UPDATE runs SET state = 'ended', policy_digest = ?, backend = ?, started_at = coalesce(?, started_at),
-    ended_at = ?, outcome = ?, exit_code = ?, signal = ?, detail = ?, usage = ?, violations = ?, enforcement = ?, error = ?
+    ended_at = ?, outcome = ?, exit_code = ?, signal = ?, detail = ?, usage = ?, violations = ?, enforcement = ?, error = ?,
+    trace = ?
     WHERE run_id = ?"""
 _STARTED = "UPDATE runs SET state = 'running', started_at = ? WHERE run_id = ? AND state != 'ended'"
 _LOST = """UPDATE runs SET state = 'ended', outcome = 'lost', ended_at = ?, detail = ?
@@ -272,6 +283,9 @@ class RunRecords:
             if version == 0:
                 for statement in filter(str.strip, _SCHEMA.split(";")):
                     connection.execute(statement)
+            elif version == 1:
+                connection.execute("ALTER TABLE runs ADD COLUMN trace TEXT")
+            if version < SCHEMA_VERSION:
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             connection.execute("COMMIT")
             if version > SCHEMA_VERSION:
@@ -339,6 +353,7 @@ def _to_row(record: RunRecord) -> tuple[Any, ...]:
         _ENCODE([_without_defaults(item, _VIOLATION) for item in record.violations]) if record.violations else None,
         _encode_enforcement(record.enforcement),
         _ENCODE([error.stage, error.errno, error.message]) if error else None,
+        _encode_trace(record.trace),
     )
 
 
@@ -353,8 +368,23 @@ def _from_row(row: tuple[Any, ...]) -> RunRecord:
             "violations": tuple(Violation(**_tuples(item)) for item in json.loads(values["violations"] or "[]")),
             "enforcement": Enforcement(**_tuples(json.loads(values["enforcement"] or "{}"))),
             "error": StartError(*json.loads(values["error"])) if values["error"] else None,
+            "trace": _decode_trace(values["trace"]),
         }
     )
+
+
+def _encode_trace(trace: TraceSummary) -> str | None:
+    if trace.level == "off":
+        return None
+    calls = {name: [count.calls, count.errors] for name, count in trace.syscalls.items()}
+    return _ENCODE([trace.level, trace.complete, trace.events, trace.dropped, calls])
+
+
+def _decode_trace(text: str | None) -> TraceSummary:
+    if text is None:
+        return TraceSummary()
+    level, complete, events, dropped, calls = json.loads(text)
+    return TraceSummary(level, complete, events, dropped, {name: SyscallCount(*count) for name, count in calls.items()})
 
 
 def _encode_usage(usage: Usage) -> str | None:

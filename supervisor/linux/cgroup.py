@@ -145,6 +145,7 @@ class Hierarchies:
     unified: int
     v1: Mapping[str, int]
     paths: tuple[str, ...]
+    group: str
 
     @classmethod
     def create(cls, layout: CgroupLayout, instance: str, parent: str = "") -> Hierarchies:
@@ -171,7 +172,7 @@ class Hierarchies:
             raise LaunchFailed(
                 f"cannot make the control group {path}: {error}", metadata={"stage": "cgroup", "path": path}
             ) from error
-        return cls(layout, instance, unified, v1, tuple(paths))
+        return cls(layout, instance, unified, v1, tuple(paths), f"{top}/{instance}")
 
     def remove(self) -> None:
         """Removes the instance's directories, which must be empty of runs, and TOP where it is the last."""
@@ -234,6 +235,11 @@ class RunGroup:
                 metadata={"stage": "cgroup", "step": step, "errno": str(error.errno or 0)},
             ) from error
         return cls(name, hierarchies, unified, v1, tasks, kill_fd)
+
+    @property
+    def identity(self) -> int:
+        """The id of the group in the v2 tree, as bpf_get_current_cgroup_id(7) tells it: its directory's inode number."""
+        return os.fstat(self.unified.directory).st_ino
 
     def kill(self) -> None:
         """Ends every process of the run at once, forks in flight included. Safe to repeat."""

@@ -56,6 +56,7 @@ CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
             ("ia32", ("none: 32-bit programs do not run here", "none needed")),
             ("btf", ("eBPF probes cannot be loaded as they ship", "use a kernel with CONFIG_DEBUG_INFO_BTF")),
             ("bpf", ("no eBPF: no traces and no address filter", "use a kernel with CONFIG_BPF_SYSCALL; run as root with CAP_BPF")),
+            ("trace", ("runs are not traced: neither counts of their system calls nor their processes", "use a kernel with CONFIG_DEBUG_INFO_BTF, as root with CAP_BPF and CAP_PERFMON; build with clang and libbpf-dev, run with libbpf1")),
             ("docker", ("the docker backend cannot be used; native runs need none", "start dockerd, or set DOCKER_HOST")),
         )
     )

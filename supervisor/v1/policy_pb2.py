@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asupervisor/v1/policy.proto\x12\rsupervisor.v1\"q\n\x06Policy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0f\n\x07\x65xtends\x18\x03 \x01(\t\x12\x0c\n\x04toml\x18\x04 \x01(\t\x12\x15\n\rresolved_toml\x18\x05 \x01(\t\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\";\n\rPolicyProblem\x12\x0c\n\x04line\x18\x01 \x01(\x05\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\x15\n\x13ListPoliciesRequest\"?\n\x14ListPoliciesResponse\x12\'\n\x08policies\x18\x01 \x03(\x0b\x32\x15.supervisor.v1.Policy\" \n\x10GetPolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11GetPolicyResponse\x12%\n\x06policy\x18\x01 \x01(\x0b\x32\x15.supervisor.v1.Policy\"\"\n\x12\x43heckPolicyRequest\x12\x0c\n\x04toml\x18\x01 \x01(\t\"l\n\x13\x43heckPolicyResponse\x12.\n\x08problems\x18\x01 \x03(\x0b\x32\x1c.supervisor.v1.PolicyProblem\x12%\n\x06policy\x18\x02 \x01(\x0b\x32\x15.supervisor.v1.Policy2\x8e\x02\n\rPolicyService\x12W\n\x0cListPolicies\x12\".supervisor.v1.ListPoliciesRequest\x1a#.supervisor.v1.ListPoliciesResponse\x12N\n\tGetPolicy\x12\x1f.supervisor.v1.GetPolicyRequest\x1a .supervisor.v1.GetPolicyResponse\x12T\n\x0b\x43heckPolicy\x12!.supervisor.v1.CheckPolicyRequest\x1a\".supervisor.v1.CheckPolicyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asupervisor/v1/policy.proto\x12\rsupervisor.v1\"q\n\x06Policy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0f\n\x07\x65xtends\x18\x03 \x01(\t\x12\x0c\n\x04toml\x18\x04 \x01(\t\x12\x15\n\rresolved_toml\x18\x05 \x01(\t\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\";\n\rPolicyProblem\x12\x0c\n\x04line\x18\x01 \x01(\x05\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\x15\n\x13ListPoliciesRequest\"?\n\x14ListPoliciesResponse\x12\'\n\x08policies\x18\x01 \x03(\x0b\x32\x15.supervisor.v1.Policy\" \n\x10GetPolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11GetPolicyResponse\x12%\n\x06policy\x18\x01 \x01(\x0b\x32\x15.supervisor.v1.Policy\"0\n\x12\x43heckPolicyRequest\x12\x0c\n\x04toml\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"l\n\x13\x43heckPolicyResponse\x12.\n\x08problems\x18\x01 \x03(\x0b\x32\x1c.supervisor.v1.PolicyProblem\x12%\n\x06policy\x18\x02 \x01(\x0b\x32\x15.supervisor.v1.Policy2\x8e\x02\n\rPolicyService\x12W\n\x0cListPolicies\x12\".supervisor.v1.ListPoliciesRequest\x1a#.supervisor.v1.ListPoliciesResponse\x12N\n\tGetPolicy\x12\x1f.supervisor.v1.GetPolicyRequest\x1a .supervisor.v1.GetPolicyResponse\x12T\n\x0b\x43heckPolicy\x12!.supervisor.v1.CheckPolicyRequest\x1a\".supervisor.v1.CheckPolicyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,9 +44,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETPOLICYRESPONSE']._serialized_start=343
   _globals['_GETPOLICYRESPONSE']._serialized_end=401
   _globals['_CHECKPOLICYREQUEST']._serialized_start=403
-  _globals['_CHECKPOLICYREQUEST']._serialized_end=437
-  _globals['_CHECKPOLICYRESPONSE']._serialized_start=439
-  _globals['_CHECKPOLICYRESPONSE']._serialized_end=547
-  _globals['_POLICYSERVICE']._serialized_start=550
-  _globals['_POLICYSERVICE']._serialized_end=820
+  _globals['_CHECKPOLICYREQUEST']._serialized_end=451
+  _globals['_CHECKPOLICYRESPONSE']._serialized_start=453
+  _globals['_CHECKPOLICYRESPONSE']._serialized_end=561
+  _globals['_POLICYSERVICE']._serialized_start=564
+  _globals['_POLICYSERVICE']._serialized_end=834
 # @@protoc_insertion_point(module_scope)

@@ -55,10 +55,12 @@ class GetPolicyResponse(_message.Message):
     def __init__(self, policy: _Optional[_Union[Policy, _Mapping]] = ...) -> None: ...
 
 class CheckPolicyRequest(_message.Message):
-    __slots__ = ("toml",)
+    __slots__ = ("toml", "name")
     TOML_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     toml: str
-    def __init__(self, toml: _Optional[str] = ...) -> None: ...
+    name: str
+    def __init__(self, toml: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class CheckPolicyResponse(_message.Message):
     __slots__ = ("problems", "policy")

@@ -455,20 +455,22 @@ class RunStarted(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., time: _Optional[float] = ...) -> None: ...
 
 class RunRecord(_message.Message):
-    __slots__ = ("state", "spec_digest", "policy_digest", "program", "created_at", "result")
+    __slots__ = ("state", "spec_digest", "policy_digest", "program", "created_at", "result", "argv")
     STATE_FIELD_NUMBER: _ClassVar[int]
     SPEC_DIGEST_FIELD_NUMBER: _ClassVar[int]
     POLICY_DIGEST_FIELD_NUMBER: _ClassVar[int]
     PROGRAM_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    ARGV_FIELD_NUMBER: _ClassVar[int]
     state: RunState
     spec_digest: str
     policy_digest: str
     program: str
     created_at: float
     result: RunResult
-    def __init__(self, state: _Optional[_Union[RunState, str]] = ..., spec_digest: _Optional[str] = ..., policy_digest: _Optional[str] = ..., program: _Optional[str] = ..., created_at: _Optional[float] = ..., result: _Optional[_Union[RunResult, _Mapping]] = ...) -> None: ...
+    argv: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, state: _Optional[_Union[RunState, str]] = ..., spec_digest: _Optional[str] = ..., policy_digest: _Optional[str] = ..., program: _Optional[str] = ..., created_at: _Optional[float] = ..., result: _Optional[_Union[RunResult, _Mapping]] = ..., argv: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class GetRunRequest(_message.Message):
     __slots__ = ("run_id",)

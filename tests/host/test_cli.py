@@ -185,7 +185,7 @@ def test_a_terminal(daemon: Daemon) -> None:
     program = """test -t 0 && test -t 2 && stty size; while test "$(stty size)" != "44 122"; do sleep 0.1; done; echo resized
         read -r line; echo "<$line>"; trap "echo caught; exit 7" INT; echo up; while :; do sleep 0.1; done"""
     commands = f"""stty -g; "$0" run -t --timeout {scaled(30)} -- sh -c '{program}'; echo "status $?"; stty -g
-        "$0" run -it --pids 100000 -- true; echo "status $?"; stty -g"""
+        "$0" run -it --pids 100000 -- true; echo "status $?"; stty -g; echo over"""
     master, slave = pty.openpty()
     seen = b""
 
@@ -210,19 +210,27 @@ def test_a_terminal(daemon: Daemon) -> None:
             wait_for(b"<two  words>\r\nup\r\n")
             os.write(master, b"\x03")
             wait_for(b"caught\r\nstatus 7\r\n")
-            wait_for(b"status 126\r\n")
-            lines = seen.splitlines()
-            while process.poll() is None or select.select([master], [], [], 0)[0]:
-                try:
-                    lines = (seen := seen + os.read(master, 4096)).splitlines()
-                except OSError:  # EIO: the last of them has left
-                    break
+            wait_for(b"over\r\n")
+            assert b"status 126\r\n" in seen
         finally:
             process.kill()
-    os.close(master)
-    os.close(slave)
+            os.close(master)
+            os.close(slave)
+    lines = seen.splitlines()
     modes = {line for line in lines if line.count(b":") > 10}
     assert len(modes) == 1 and sum(line in modes for line in lines) == 3, lines
+
+
+def test_ps_shows_the_command_line(daemon: Daemon, cli: Run) -> None:
+    token = uuid.uuid4().hex
+    with live(daemon, f": {token}; echo up; sleep 1000"):
+        assert f"sh -c ': {token}; echo up; sleep 1000'".encode() in cli("ps").stdout
+    wait_until(lambda: token.encode() not in cli("ps").stdout, 10, "a run that has ended shows its program only")
+
+
+def test_a_directory_that_cannot_be_entered_is_named(cli: Run) -> None:
+    result = json.loads(cli("run", "--json", "--cwd", "/nope", "--", "true").stdout)
+    assert result["error"]["message"] == "cannot enter the working directory /nope: No such file or directory"
 
 
 def test_killed_client_ends_its_run(daemon: Daemon) -> None:

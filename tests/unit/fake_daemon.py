@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
+import re
 import sys
 import threading
 import time
@@ -27,6 +30,7 @@ from supervisor.v1 import (
 COMMAND = [sys.executable, "-m", "supervisor.cli"]
 RUN_ID = "run-1"
 ANSI = "\x1b[31m"
+ARGV = (b"python3", b"-c", f"print('{ANSI}')\n".encode(), b"\xff")
 
 
 def refuse(context, code, message, reason="", field="", metadata=None, retry=None):
@@ -44,9 +48,10 @@ def refuse(context, code, message, reason="", field="", metadata=None, retry=Non
     context.abort_with_status(rpc_status.to_status(status))
 
 
-def record(run_id: str, state: int, **result) -> run_pb2.RunRecord:
+def record(run_id: str, state: int, argv: tuple[bytes, ...] = (), **result) -> run_pb2.RunRecord:
     return run_pb2.RunRecord(
         state=state,
+        argv=argv,
         program="/usr/bin/python3",
         created_at=time.time() - 90 + int(run_id[-1]),
         result=run_pb2.RunResult(run_id=run_id, policy="strict", **result),
@@ -56,7 +61,7 @@ def record(run_id: str, state: int, **result) -> run_pb2.RunRecord:
 RECORDS = [
     record("run-3", run_pb2.RUN_STATE_ENDED, outcome=run_pb2.OUTCOME_EXITED, exit_code=0, agent="b"),
     record("run-2", run_pb2.RUN_STATE_ENDED, outcome=run_pb2.OUTCOME_OUT_OF_MEMORY, detail=f"out of memory{ANSI}\nx"),
-    record("run-1", run_pb2.RUN_STATE_RUNNING, agent="a"),
+    record("run-1", run_pb2.RUN_STATE_RUNNING, ARGV, agent="a"),
 ]
 
 
@@ -163,6 +168,8 @@ class Runs(run_pb2_grpc.RunServiceServicer):
             threading.Thread(target=self._read_signals, args=(requests,), daemon=True).start()
             while context.is_active() and not self.killed.wait(0.02):
                 pass
+        elif spec.argv[0] == b"keys":
+            yield from self._type(requests)
         elif spec.argv[0] == b"cat":
             yield run_pb2.RunResponse(stdout=spec.stdin)
             for request in requests if start.stdin_follows else ():
@@ -176,6 +183,29 @@ class Runs(run_pb2_grpc.RunServiceServicer):
                 else:
                     self.largest = max(self.largest, len(request.stdin))
                     yield run_pb2.RunResponse(stdout=request.stdin)
+
+    def _type(self, requests) -> Iterator[run_pb2.RunResponse]:
+        """What is typed comes back as it came, new sizes in words, until Ctrl-D."""
+        yield run_pb2.RunResponse(stdout=b"ready\n")
+        came: queue.SimpleQueue[run_pb2.RunRequest] = queue.SimpleQueue()
+
+        def read() -> None:
+            with contextlib.suppress(grpc.RpcError):
+                for request in requests:
+                    came.put(request)
+
+        threading.Thread(target=read, daemon=True).start()
+        while not self.killed.is_set():
+            try:
+                request = came.get(timeout=0.02)
+            except queue.Empty:
+                continue
+            if request.WhichOneof("message") == "resize":
+                yield run_pb2.RunResponse(stdout=b"%d x %d\n" % (request.resize.rows, request.resize.columns))
+            else:
+                yield run_pb2.RunResponse(stdout=request.stdin)
+            if request.stdin.endswith(b"\x04"):
+                return
 
     def _read_signals(self, requests) -> None:
         try:
@@ -220,7 +250,8 @@ class Policies(policy_pb2_grpc.PolicyServiceServicer):
         if "memry" in request.toml:
             problem = policy_pb2.PolicyProblem(line=2, key="limits.memry", message="did you mean memory?")
             return policy_pb2.CheckPolicyResponse(problems=[problem])
-        return policy_pb2.CheckPolicyResponse(policy=self.STRICT)
+        found = re.search('name = "(.*)"', request.toml)
+        return policy_pb2.CheckPolicyResponse(policy=policy_pb2.Policy(name=found[1] if found else request.name))
 
 
 class Hosts(host_pb2_grpc.HostServiceServicer):

@@ -11,7 +11,7 @@ import time
 
 import grpc
 import pytest
-from fake_daemon import RUN_ID
+from fake_daemon import ARGV, RUN_ID
 
 from supervisor import errors
 from supervisor.client import (
@@ -21,7 +21,9 @@ from supervisor.client import (
     LocalFile,
     Supervisor,
     Unreachable,
+    async_client,
     result_to_json,
+    sync_client,
 )
 from supervisor.client.build import CHUNK_BYTES, UNARY_BYTES
 from supervisor.client.channel import Target
@@ -36,6 +38,7 @@ from supervisor.model import (
     Stream,
     ViolationSeen,
 )
+from supervisor.v1 import run_pb2
 
 
 @pytest.fixture
@@ -176,6 +179,24 @@ def test_live_input_and_control(client, daemon):
         stream.write(b"more")
 
 
+async def test_signals_and_sizes_overtake_input_in_their_order():
+    def resize(rows):
+        return run_pb2.RunRequest(resize=run_pb2.Terminal(rows=rows, columns=1))
+
+    typed = run_pb2.RunRequest(stdin=b"x")
+    wanted = [resize(1), resize(2), typed]
+    blocking, awaited = sync_client._Outbox(iter(())), async_client._AsyncOutbox(iter(()))
+    blocking.put(typed)
+    await awaited.put(typed)
+    for rows in (1, 2):
+        blocking.put_first(resize(rows))
+        awaited.put_first(resize(rows))
+    assert [next(blocking) for _ in wanted] == wanted
+    messages = awaited.messages()
+    assert [await anext(messages) for _ in wanted] == wanted
+    await messages.aclose()
+
+
 def test_input_given_whole_is_all_of_it(client):
     stream = client.run(["cat"], stdin="whole")
     with pytest.raises(ValueError, match="closed"):
@@ -210,6 +231,8 @@ def test_runs_kill_host_policies_traces(client):
     assert [run.run_id for run in client.runs()] == ["run-3", "run-2", "run-1"]
     assert [run.run_id for run in client.runs(limit=2)] == ["run-3", "run-2"]
     assert [run.run_id for run in client.runs(agent="a", state="running")] == ["run-1"]
+    assert [run.run_id for run in client.each_run(state="ended")] == ["run-3", "run-2"]
+    assert (client.runs(limit=0), client.get("run-1").argv) == ([], ARGV)
     with pytest.raises(errors.InvalidRequest, match="queued, running, ended"):
         client.runs(state="alive")
     record = client.get("run-2")
@@ -254,6 +277,8 @@ async def test_the_async_client_is_the_same(daemon):
         with pytest.raises(DeadlineExceeded):
             await client.execute(["slow"], deadline=0.1)
         assert [run.run_id for run in await client.runs()] == ["run-3", "run-2", "run-1"]
+        assert [run.run_id for run in await client.runs(limit=2)] == ["run-3", "run-2"]
+        assert [run.run_id async for run in client.each_run(agent="a")] == ["run-1"]
         assert [event.path async for event in client.trace(RUN_ID)] == ["/x", "/x"]
         assert await client.kill(RUN_ID)
         assert (await client.host()).kernel == "6.18"

@@ -150,6 +150,20 @@ def test_sizes(text, size):
     assert parse_size(text) == size
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("5", 5), ("0.25", 0.25), ("5s", 5), ("500ms", 0.5), ("2m", 120), ("1.5 h", 5400)]
+)
+def test_durations(text, seconds):
+    assert spec_of(timeout=text).limits.wall_seconds == seconds
+    assert spec_of(limits={"cpu_seconds": text}).limits.cpu_seconds == seconds
+
+
+@pytest.mark.parametrize("text", ["soon", "5x", "5 M", "", "ms"])
+def test_what_is_no_duration_is_told_what_is_one(text):
+    with pytest.raises(errors.InvalidRequest, match="seconds, or a number with ms, s, m or h, such as 500ms or 2m"):
+        spec_of(timeout=text)
+
+
 def test_addresses(monkeypatch):
     monkeypatch.delenv("SUPERVISOR_ADDRESS", raising=False)
     monkeypatch.delenv("SUPERVISOR_RUNTIME_DIR", raising=False)

@@ -209,7 +209,7 @@ async def test_kill_cuts_it_short_and_the_enforcement_tells(tmp_path, monkeypatc
         bounds = SimpleNamespace(max_collect_bytes=100, max_collect_files=100)
         places = {b"/work": Place(fd, frozenset({os.geteuid()}))}
         group = SimpleNamespace(kill=lambda: None)
-        sandbox = NativeSandbox(None, group, None, request, bounds, places, Enforcement(), pool)
+        sandbox = NativeSandbox(None, group, None, request, bounds, places, Enforcement(), pool, None)
         sandbox.kill()
         assert [file.path for file in await sandbox.collect()] == [b"f"] and sandbox.enforcement.missing == ()
         monkeypatch.setattr(native_sandbox, "collect_files", endless)

@@ -306,6 +306,14 @@ def test_records_of_waiting_and_of_ended_runs() -> None:
     assert ended.result.HasField("exit_code") and ended.result.ended_at == 2.0
 
 
+def test_arguments_are_told_of_runs_that_have_not_ended_and_cut() -> None:
+    argv = (b"sh", b"-c", b"\xff" * 5000, b"more")
+    live = results.record_message(RunRecord("run", "running", "s", "strict", "p", "native", "sh", argv=argv))
+    assert list(live.argv) == [b"sh", b"-c", b"\xff" * (results.ARGV_BYTES - 6)]
+    ended = results.record_message(RunRecord("run", "ended", "s", "strict", "p", "native", "sh", argv=argv))
+    assert not ended.argv
+
+
 def test_host_features() -> None:
     host = HostFeatures(
         "6.1", "v2", 2, 1 << 30, features={"lsm": Feature("lsm", False, "EPERM", "less", "boot with lsm=")}

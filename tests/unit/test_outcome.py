@@ -73,6 +73,12 @@ def test_not_started(number: int) -> None:
     assert "prog\ufffd" in verdict.error.message
 
 
+def test_a_working_directory_that_cannot_be_entered_is_named() -> None:
+    verdict = judge(end(None, stage="cwd", errno=errno.ENOENT, about="/work/no\x1bwhere"), LIMITS, None, b"true")
+    assert verdict.outcome is Outcome.NOT_STARTED
+    assert verdict.detail == "cannot enter the working directory /work/no\ufffdwhere: No such file or directory"
+
+
 def test_set_up_errors() -> None:
     with pytest.raises(LaunchFailed, match="at pivot: Operation not permitted") as caught:
         outcome(end(None, stage="pivot", errno=errno.EPERM))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from supervisor.errors import HostLacks, InvalidRequest, PolicyRefused
-from supervisor.model import Feature, HostFeatures, Mount, NetworkMode, RunSpec
+from supervisor.model import Feature, HostFeatures, Mount, NetworkMode, RunSpec, TraceLevel
 from supervisor.plan import LaunchPlan, build
 from supervisor.plan_root import OpKind, RootEntry, RootView
 from supervisor.policy import narrow
@@ -48,6 +48,7 @@ FEATURES = [
     "seccomp_notify",
     "memory_peak",
     "pids_peak",
+    "trace",
 ]
 HOST = HostFeatures(
     kernel="6.1.0",
@@ -107,6 +108,15 @@ def test_without_landlock_it_is_said_to_be_missing() -> None:
     plan = plan_of("strict", host=replace(HOST, landlock_abi=0))
     assert plan.landlock_fs == 0 and plan.landlock_rules == ()
     assert "landlock" in plan.enforcement.missing
+
+
+def test_without_probes_a_trace_is_missing_and_one_that_is_asked_for_is_refused() -> None:
+    lacking = dict(HOST.features, trace=Feature("trace", False, "no BTF", "not traced", "use another kernel"))
+    assert "trace" not in plan_of("strict").enforcement.missing
+    assert "trace" in plan_of("strict", host=replace(HOST, features=lacking)).enforcement.missing
+    with pytest.raises(HostLacks) as caught:
+        plan_of("strict", RunSpec(argv=(b"true",), trace=TraceLevel.FULL), replace(HOST, features=lacking))
+    assert (caught.value.reason, caught.value.metadata["remedy"]) == ("TRACE_NOT_AVAILABLE", "use another kernel")
 
 
 @pytest.mark.parametrize("mode", [NetworkMode.INTERNAL, NetworkMode.FILTERED])

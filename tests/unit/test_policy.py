@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from supervisor import policy_file
 from supervisor.errors import InvalidRequest, NotFound
 from supervisor.model import LIMIT_KEYS, Limits, NetworkMode, RunSpec, TraceLevel
 from supervisor.policy import NAMESPACES, Network
-from supervisor.policy_file import MAX_TEXT_BYTES, PolicySet
+from supervisor.policy_file import LARGE_TEXT, MAX_TEXT_BYTES, PolicySet
 from supervisor.shipped import shipped_policy_dir
 
 
@@ -169,7 +172,6 @@ def test_rules_merge_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("policies", [
-    {"a": 'extends = "a"'},
     {"a": 'extends = "b"', "b": 'extends = "a"'},
     {"a": 'extends = "b"', "b": 'extends = "c"', "c": '\n\nextends = "b"'},
 ])  # fmt: skip
@@ -177,6 +179,32 @@ def test_cycles(tmp_path: Path, policies: dict[str, str]) -> None:
     with pytest.raises(InvalidRequest, match=r"toml:[0-9]: extends: a cycle, a -> ") as caught:
         PolicySet(write(tmp_path, **policies))
     assert caught.value.field == "extends"
+
+
+def test_a_policy_that_extends_itself_is_told_so(shipped: PolicySet, tmp_path: Path) -> None:
+    said = "extends: 'mine' is this policy, and none can extend itself"
+    for text, name in (('name = "mine"\nextends = "mine"', ""), ('\nextends = "mine"', "mine")):
+        (problem,) = shipped.check_text(text, name=name)
+        assert (problem.line, problem.key, problem.message) == (2, "extends", said)
+    with pytest.raises(InvalidRequest, match=f"mine.toml:1: {said}"):
+        PolicySet(write(tmp_path, mine='extends = "mine"'))
+
+
+def test_a_large_text_that_was_checked_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    policies = PolicySet(shipped_policy_dir())
+    parsed: list[str] = []
+    loads = tomllib.loads
+    monkeypatch.setattr(policy_file.tomllib, "loads", lambda text: parsed.append(text) or loads(text))
+    padding = "#" * LARGE_TEXT + "\n"
+    for text in (padding + 'extends = "strict"', padding + "limts = 1"):
+        first = policies.check_text(text)
+        assert policies.check_text(text) == first
+        with contextlib.suppress(InvalidRequest):
+            policies.resolve_text(text)
+    assert [text.splitlines()[1] for text in parsed] == ['extends = "strict"', "limts = 1"]
+    for number in range(100):
+        policies.check_text(f"{padding}# {number}")
+    assert policies._remembered.cache_info().currsize <= 4
 
 
 def test_unknown_parent(shipped: PolicySet) -> None:
@@ -258,6 +286,8 @@ def test_unisolated_shows_through_extends(shipped: PolicySet) -> None:
     ("[response]\nviolation_threshold = 0", 2, "response.violation_threshold", "greater than or equal to 1"),
     ("name = 'a b'", 1, "name", "letters"),
     ("[limits\nmemory = 1", 1, "", "not TOML"),
+    ("", 0, "", "empty: a policy has at least a line such as extends = \"strict\""),
+    ("# nothing\n", 0, "", "empty"),
     ("name = 'a'\nname = 'b'", 2, "", "not TOML"),
     ("x = " + "[" * 5000, 0, "", ""),
     ("x = " + "9" * 5000, 1, "", "not TOML"),

@@ -75,7 +75,7 @@ def test_a_request_that_asks_nothing_gets_the_policy(shipped: PolicySet) -> None
     strict = shipped.get("strict")
     effective = narrow(strict, spec())
     assert (effective.policy, effective.limits) == (strict, strict.limits)
-    assert (effective.network, effective.trace, effective.allow) == (NetworkMode.NONE, TraceLevel.OFF, ())
+    assert (effective.network, effective.trace, effective.allow) == (NetworkMode.NONE, TraceLevel.SUMMARY, ())
 
 
 def test_limits_go_up_to_the_maximum_and_not_beyond(shipped: PolicySet) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
@@ -114,6 +115,8 @@ class FakeRuns:
             for index in range(250, 0, -1)
         ]
         self.watched: list[str] = []
+        self.checked: list[tuple[int, str, bool]] = []
+        """Of every policy text that was checked: characters, name, and whether that held up the event loop."""
 
     def result(self, spec: RunSpec, **more: Any) -> RunResult:
         return RunResult(
@@ -179,6 +182,9 @@ class FakeRuns:
 class FakePolicies:
     policy = Policy("strict", description="d", extends="moderate", toml="name = 'strict'", digest="abc")
 
+    def __init__(self, checked: list[tuple[int, str, bool]]) -> None:
+        self.checked = checked
+
     def get(self, name: str) -> Policy:
         if name != "strict":
             raise errors.NotFound(f"no policy {name}")
@@ -187,10 +193,11 @@ class FakePolicies:
     def names(self) -> tuple[str, ...]:
         return ("strict",)
 
-    def check_text(self, text: str) -> list[PolicyProblem]:
+    def check_text(self, text: str, *, name: str = "") -> list[PolicyProblem]:
+        self.checked.append((len(text), name, threading.current_thread() is threading.main_thread()))
         return [PolicyProblem(3, "limts", "unknown key; limits?")] if "limts" in text else []
 
-    def resolve_text(self, text: str) -> Policy:
+    def resolve_text(self, text: str, *, name: str = "") -> Policy:
         return self.policy
 
     def resolved_toml(self, policy: Policy) -> str:
@@ -201,7 +208,7 @@ def backing(runs: FakeRuns) -> Backing:
     info = HostInfo(
         "0.1", max_concurrent_runs=8, max_queued_runs=9, max_message_bytes=MESSAGE_BYTES, tier="tracepoints"
     )
-    return Backing(runs, FakePolicies(), HOST, info, max_files_bytes=FILES_BYTES)
+    return Backing(runs, FakePolicies(runs.checked), HOST, info, max_files_bytes=FILES_BYTES)
 
 
 def spec(program: bytes = b"true", **fields: Any) -> pb.RunSpec:

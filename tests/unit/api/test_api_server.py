@@ -76,6 +76,13 @@ async def test_addresses_that_cannot_be(runs: FakeRuns, address: str) -> None:
     assert caught.value.field == "listen"
 
 
+@pytest.mark.parametrize("address", ["localhost", "tcp://localhost", "tcp://:50051", "grpc://localhost:x"])
+async def test_what_is_no_address_is_told_what_is_one(runs: FakeRuns, address: str) -> None:
+    with pytest.raises(errors.InvalidRequest) as caught:
+        await start_server(backing(runs), [address])
+    assert caught.value.message == f"{address!r} is neither unix:///PATH nor tcp://HOST:PORT"
+
+
 async def test_nothing_is_left_when_one_address_fails(runs: FakeRuns, tmp_path: Path) -> None:
     with pytest.raises(errors.InvalidRequest):
         await start_server(backing(runs), [f"unix://{tmp_path}/s.sock", "127.0.0.1:0"])
@@ -122,7 +129,7 @@ def client_credentials(directory: Path, name: str | None) -> grpc.ChannelCredent
 
 
 async def test_tcp_asks_for_certificates_both_ways(runs: FakeRuns, certificates: Path) -> None:
-    started = await start_server(backing(runs), ["127.0.0.1:0"], tls=tls_files(certificates))
+    started = await start_server(backing(runs), ["tcp://127.0.0.1:0"], tls=tls_files(certificates))
     address = started.addresses[0]
     try:
         async with grpc.aio.secure_channel(address, client_credentials(certificates, "agent-7")) as channel:

@@ -7,11 +7,12 @@ from typing import Any
 
 import grpc
 import pytest
-from api_fakes import FakeRuns, eventually, refusal, spec
+from api_fakes import FakeRuns, converse, eventually, refusal, spec, start
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from supervisor.api.server import Server
+from supervisor.policy_file import LARGE_TEXT
 from supervisor.v1 import (
     host_pb2,
     host_pb2_grpc,
@@ -73,6 +74,19 @@ async def test_policies(channel: grpc.aio.Channel) -> None:
     assert (checked.problems[0].line, checked.problems[0].key) == (3, "limts")
     assert not checked.HasField("policy")
     assert (await stub.CheckPolicy(policy_pb2.CheckPolicyRequest(toml="ok"))).policy == policy
+
+
+async def test_large_policy_texts_are_parsed_beside_the_event_loop(
+    channel: grpc.aio.Channel, stub: Any, runs: FakeRuns
+) -> None:
+    policies = policy_pb2_grpc.PolicyServiceStub(channel)
+    size = LARGE_TEXT + 1
+    for text in ("#" * size, "#" * LARGE_TEXT):
+        await policies.CheckPolicy(policy_pb2.CheckPolicyRequest(toml=text, name="own"))
+        await stub.Execute(spec(policy_toml=text))
+        await converse(stub, start(policy_toml=text))
+    on_the_loop = [(LARGE_TEXT, "own", True)]
+    assert runs.checked == [(size, "own", False), (size, "", False), (size, "", False), *on_the_loop]
 
 
 async def test_host(channel: grpc.aio.Channel, runs: FakeRuns) -> None:

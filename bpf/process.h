@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Process life: fork, exec, exit. The first exec of a run is where its trace begins. */
+#ifndef SUPERVISOR_PROCESS_H
+#define SUPERVISOR_PROCESS_H
+
+#include "syscalls.h"
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
+{
+	struct run_counts *counts;
+	struct exec_record *record;
+	struct run_entry *run;
+	unsigned long start, size;
+	__u64 cgroup;
+
+	run = run_of(task, &cgroup);
+	if (!run)
+		return 0;
+	counts = counts_of(run);
+	if (!counts)
+		return 0;
+	if (!run->init_tgid)
+		run->init_tgid = (__u32)task->real_parent->tgid;
+	record = bpf_ringbuf_reserve(&priority, sizeof(*record), 0);
+	if (!record) {
+		count(&counts->dropped);
+		return 0;
+	}
+	fill_head(&record->head, task, cgroup, RECORD_EXEC, sizeof(*record));
+	record->parent = own_number(task->real_parent);
+	bpf_get_current_comm(record->comm, sizeof(record->comm));
+	if (bpf_probe_read_kernel_str(record->path, sizeof(record->path), bprm->filename) < 0)
+		record->path[0] = 0;
+	start = task->mm->arg_start;
+	size = task->mm->arg_end - start;
+	if (size > sizeof(record->argv))
+		size = sizeof(record->argv);
+	record->argv_size = 0;
+	if (size && !bpf_probe_read_user(record->argv, size & (2 * PATH_SIZE - 1), (void *)start))
+		record->argv_size = (__u32)size;
+	count(&counts->seen);
+	bpf_ringbuf_submit(record, 0);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
+{
+	struct run_counts *counts;
+	struct fork_record *record;
+	struct run_entry *run;
+	__u64 cgroup;
+
+	run = run_of(parent, &cgroup);
+	if (!run || !run->init_tgid || (__u32)parent->tgid == run->init_tgid)
+		return 0;
+	counts = counts_of(run);
+	if (!counts)
+		return 0;
+	record = bpf_ringbuf_reserve(&priority, sizeof(*record), 0);
+	if (!record) {
+		count(&counts->dropped);
+		return 0;
+	}
+	fill_head(&record->head, parent, cgroup, RECORD_FORK, sizeof(*record));
+	record->child_tid = own_number(child);
+	record->child_pid = own_number(child->group_leader);
+	bpf_get_current_comm(record->comm, sizeof(record->comm));
+	count(&counts->seen);
+	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(on_exit, struct task_struct *task)
+{
+	struct run_counts *counts;
+	struct exit_record *record;
+	struct pt_regs *regs;
+	struct run_entry *run;
+	__u64 cgroup;
+	__u32 abi;
+	long nr;
+
+	run = run_of(task, &cgroup);
+	if (!run || !run->init_tgid || (__u32)task->tgid == run->init_tgid)
+		return 0;
+	counts = counts_of(run);
+	if (!counts)
+		return 0;
+	/* -1 where it was in its own code: kernel entries that are no system call leave that. */
+	regs = (struct pt_regs *)bpf_task_pt_regs(task);
+	nr = (long)regs->orig_ax;
+	abi = abi_of(task, nr);
+	if (abi == ABI_X86_64 && (nr == NR_EXIT || nr == NR_EXIT_GROUP)) {
+		count(&counts->syscalls[nr].succeeded);
+		if (run->level == LEVEL_FULL)
+			record_syscall(counts, task, cgroup, regs, nr, abi, 0);
+	}
+	record = bpf_ringbuf_reserve(&priority, sizeof(*record), 0);
+	if (!record) {
+		count(&counts->dropped);
+		return 0;
+	}
+	fill_head(&record->head, task, cgroup, RECORD_EXIT, sizeof(*record));
+	record->nr = nr < 0 ? -1 : (__s32)nr;
+	record->abi = abi;
+	record->status = (__u32)task->exit_code;
+	record->leader = task->signal->live.counter == 0;
+	bpf_get_current_comm(record->comm, sizeof(record->comm));
+	count(&counts->seen);
+	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	return 0;
+}
+
+#endif

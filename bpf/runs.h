@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The maps, and which run the current task belongs to. */
+#ifndef SUPERVISOR_RUNS_H
+#define SUPERVISOR_RUNS_H
+
+#include "records.h"
+
+#define MAX_RUNS 64 /* the daemon sets its own number before loading */
+
+/* How deep in the v2 tree the groups of runs lie. The daemon sets it after loading: what it sees of
+ * its own place may be relative to a cgroup namespace. */
+volatile __u32 group_level = 1;
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_RUNS);
+	__type(key, __u64);
+	__type(value, struct run_entry);
+} runs SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, MAX_RUNS);
+	__type(key, __u32);
+	__type(value, struct run_counts);
+} counts SEC(".maps");
+
+/* Few and precious: what a process is, and what is forbidden. Nothing else shares it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4 << 20);
+} priority SEC(".maps");
+
+/* Every event of runs traced in full. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 32 << 20);
+} bulk SEC(".maps");
+
+/* By its group's ancestor at our depth, so that groups nested below a run's stay inside. `task` is
+ * the current one. */
+static __always_inline struct run_entry *run_of(struct task_struct *task, __u64 *id)
+{
+	struct cgroup *group = task->cgroups->dfl_cgrp;
+	int below = group->level - (int)group_level;
+
+	if (below < 0)
+		return 0;
+	*id = below ? bpf_get_current_ancestor_cgroup_id((int)group_level) : group->kn->id;
+	return bpf_map_lookup_elem(&runs, id);
+}
+
+static __always_inline struct run_counts *counts_of(const struct run_entry *run)
+{
+	__u32 slot = run->slot;
+
+	return bpf_map_lookup_elem(&counts, &slot);
+}
+
+static __always_inline void count(__u64 *counter)
+{
+	__sync_fetch_and_add(counter, 1);
+}
+
+/* The number of a task in its own pid namespace. */
+static __always_inline __u32 own_number(struct task_struct *task)
+{
+	struct pid *pid = task->thread_pid;
+	unsigned int level = pid->level;
+	int nr = 0;
+
+	/* numbers[] has one element per level; its size is not known to the compiler. */
+	bpf_core_read(&nr, sizeof(nr),
+		      (void *)pid + bpf_core_field_offset(struct pid, numbers) +
+			      level * bpf_core_type_size(struct upid) +
+			      bpf_core_field_offset(struct upid, nr));
+	return (__u32)nr;
+}
+
+static __always_inline void fill_head(struct record_header *head, struct task_struct *task,
+				      __u64 cgroup, __u16 type, __u16 size)
+{
+	head->time_ns = bpf_ktime_get_ns();
+	head->cgroup = cgroup;
+	head->tid = own_number(task);
+	head->pid = own_number(task->group_leader);
+	head->type = type;
+	head->size = size;
+	head->host_tid = (__u32)task->pid;
+}
+
+#endif

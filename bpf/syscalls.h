@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* System calls: counted always, recorded one by one where a run is traced in full. */
+#ifndef SUPERVISOR_SYSCALLS_H
+#define SUPERVISOR_SYSCALLS_H
+
+#include "runs.h"
+
+#define TS_COMPAT	0x0002 /* arch/x86/include/asm/thread_info.h */
+#define X32_SYSCALL_BIT 0x40000000
+#define NR_RT_SIGRETURN 15
+#define NR_EXIT		60
+#define NR_EXIT_GROUP	231
+#define NR_CLONE	56
+#define NR_VFORK	58
+#define NR_CLONE3	435
+#define MAX_ERRNO	4095
+
+static __always_inline __u32 abi_of(struct task_struct *task, long nr)
+{
+	if (task->thread_info.status & TS_COMPAT)
+		return ABI_I386;
+	return nr & X32_SYSCALL_BIT ? ABI_X32 : ABI_X86_64;
+}
+
+static __always_inline int is_fork(long nr)
+{
+	return (nr >= NR_CLONE && nr <= NR_VFORK) || nr == NR_CLONE3;
+}
+
+static __always_inline struct syscall_count *count_of(struct run_counts *counts, long nr, __u32 abi)
+{
+	__u32 index =
+		nr >= 0 && nr < SYSCALL_OTHER && abi == ABI_X86_64 ? (__u32)nr : SYSCALL_OTHER;
+
+	return &counts->syscalls[index & (SYSCALL_SLOTS - 1)];
+}
+
+static __always_inline void record_syscall(struct run_counts *counts, struct task_struct *task,
+					   __u64 cgroup, struct pt_regs *regs, long nr, __u32 abi,
+					   long result)
+{
+	struct syscall_record *record = bpf_ringbuf_reserve(&bulk, sizeof(*record), 0);
+
+	if (!record) {
+		count(&counts->dropped);
+		return;
+	}
+	fill_head(&record->head, task, cgroup, RECORD_SYSCALL, sizeof(*record));
+	record->result = result;
+	record->nr = (__u32)nr;
+	record->abi = abi;
+	record->args[0] = regs->di;
+	record->args[1] = regs->si;
+	record->args[2] = regs->dx;
+	record->args[3] = regs->r10;
+	record->args[4] = regs->r8;
+	record->args[5] = regs->r9;
+	count(&counts->seen);
+	/* The reader looks by itself; waking it costs more than the record. */
+	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+}
+
+/*
+ * Only the way out is watched: it shows every call with its result, what seccomp refused included,
+ * at half the cost of both ways. The number of a task that dies inside a call is on_exit's.
+ */
+SEC("tp_btf/sys_exit")
+int BPF_PROG(on_sys_exit, struct pt_regs *regs, long result)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct syscall_count *counter;
+	struct run_counts *counts;
+	struct run_entry *run;
+	__u64 cgroup;
+	__u32 abi;
+	long nr;
+
+	run = run_of(task, &cgroup);
+	if (!run || !run->init_tgid || (__u32)task->tgid == run->init_tgid)
+		return 0;
+	counts = counts_of(run);
+	if (!counts)
+		return 0;
+	nr = (long)regs->orig_ax;
+	abi = abi_of(task, nr);
+	if (nr < 0)
+		nr = NR_RT_SIGRETURN; /* it has put back the registers of what the signal
+					 interrupted */
+	if (!result && is_fork(nr))
+		return 0; /* the child's side of the same call */
+	counter = count_of(counts, nr, abi);
+	count(result < 0 && result >= -MAX_ERRNO ? &counter->failed : &counter->succeeded);
+	if (run->level == LEVEL_FULL)
+		record_syscall(counts, task, cgroup, regs, nr, abi, result);
+	return 0;
+}
+
+#endif

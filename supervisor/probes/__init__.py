@@ -1,0 +1,1 @@
+"""eBPF probes: what they share with the kernel, how they are loaded, how their records are read."""

@@ -1,0 +1,159 @@
+"""The probes, loaded once for all runs: which run is watched, what was counted, what the rings hold.
+
+`Probes.open` loads and attaches; `watch` enters a run before its first process exists; `finish`, when its last one is gone,
+takes out what was seen of it. A run costs a map update, not an attach.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from supervisor.errors import Exhausted
+from supervisor.probes.layout import CGROUP_AT, COUNT_WORDS, DROPPED_WORD, RUN_ENTRY, SYSCALL, Level
+from supervisor.probes.libbpf import BpfError, BpfObject
+from supervisor.probes.ring import Ring
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+RECORDS_KEPT = 100_000
+"""Of one run and the priority ring; more are counted as dropped."""
+
+_ZERO = bytes(COUNT_WORDS * 8)
+_OWN_LEVEL = "own_level"
+
+
+@dataclass(slots=True)
+class Watch:
+    """One run under the probes. `records` are of the priority ring, as they came; `calls` of the bulk ring, one a row."""
+
+    cgroup: int
+    slot: int
+    level: Level
+    records: list[bytes] = field(default_factory=list)
+    calls: list[NDArray[np.uint8]] = field(default_factory=list)
+    overflow: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """All that the probes saw of a run. `counts` are the words of struct run_counts."""
+
+    counts: list[int]
+    records: list[bytes]
+    calls: list[NDArray[np.uint8]]
+    dropped: int
+
+
+class Probes:
+    """The loaded probes of one daemon. Thread-safe; `close` detaches them."""
+
+    def __init__(self, program: BpfObject, slots: int) -> None:
+        self._program = program
+        self._lock = threading.Lock()
+        self._free = deque(range(slots))
+        self._watched: dict[int, Watch] = {}
+        self._runs = program.map("runs")
+        self._memory = program.map("counts").memory()
+        self._counts = memoryview(self._memory).cast("Q")
+        priority, bulk = program.map("priority"), program.map("bulk")
+        self._priority = Ring(priority.fd, priority.max_entries)
+        self._bulk = Ring(bulk.fd, bulk.max_entries)
+
+    @classmethod
+    def open(cls, path: Path, *, levels_below: int, slots: int) -> Probes:
+        """Loads and attaches the object at `path`. Raises BpfError.
+
+        The groups of runs lie `levels_below` deeper in the v2 tree than the caller's own (it may be negative).
+        """
+        program = BpfObject.open(path)
+        try:
+            program.set_max_entries("runs", slots)
+            program.set_max_entries("counts", slots)
+            program.load()
+            program.set_word(".data", "group_level", program.run(_OWN_LEVEL) + levels_below)
+            for name in program.programs():
+                if name != _OWN_LEVEL:
+                    program.attach(name)
+            return cls(program, slots)
+        except BaseException:
+            program.close()
+            raise
+
+    def watch(self, cgroup: int, level: Level) -> Watch:
+        """Enters the run whose cgroup has this id (its directory's inode number). Raises Exhausted, BpfError."""
+        with self._lock:
+            if not self._free:
+                raise Exhausted("every slot of the probes is taken", retry_seconds=1.0)
+            # The one that has been free for longest.
+            slot = self._free.popleft()
+            self._counts[slot * COUNT_WORDS : (slot + 1) * COUNT_WORDS] = memoryview(_ZERO).cast("Q")
+            watch = self._watched[cgroup] = Watch(cgroup, slot, level)
+            try:
+                self._runs.update(cgroup.to_bytes(8, "little"), RUN_ENTRY.pack(slot, level, 0, 0))
+            except BpfError:
+                self._forget(watch)
+                raise
+            return watch
+
+    def finish(self, watch: Watch) -> Seen:
+        """What was seen of a run none of whose processes is left. It is no longer watched afterwards."""
+        with self._lock:
+            self._drain()
+            self._runs.delete(watch.cgroup.to_bytes(8, "little"))
+            counts = self._counts[watch.slot * COUNT_WORDS : (watch.slot + 1) * COUNT_WORDS].tolist()
+            self._forget(watch)
+        return Seen(counts, watch.records, watch.calls, counts[DROPPED_WORD] + watch.overflow)
+
+    def drain(self) -> None:
+        """Hands what the rings hold to the runs that it is of; for runs that live long or are traced in full."""
+        with self._lock:
+            self._drain()
+
+    @property
+    def watched(self) -> int:
+        return len(self._watched)
+
+    def _forget(self, watch: Watch) -> None:
+        if self._watched.pop(watch.cgroup, None) is not None:
+            self._free.append(watch.slot)
+
+    def _drain(self) -> None:
+        while records := self._priority.read():
+            for record in records:
+                watch = self._watched.get(int.from_bytes(record[CGROUP_AT], "little"))
+                if watch is None:
+                    continue
+                if len(watch.records) < RECORDS_KEPT:
+                    watch.records.append(record)
+                else:
+                    watch.overflow += 1
+        while self._bulk.backlog:
+            calls = self._bulk.read_uniform(SYSCALL.size)
+            if not len(calls):
+                break
+            self._divide(calls)
+
+    def _divide(self, calls: NDArray[np.uint8]) -> None:
+        """Rows of the bulk ring to the runs they are of."""
+        import numpy as np
+
+        groups = calls[:, CGROUP_AT].copy().view("u8")[:, 0]
+        for group in np.unique(groups).tolist():
+            watch = self._watched.get(group)
+            if watch is not None:
+                mine = groups == group
+                watch.calls.append(calls if mine.all() else calls[mine])
+
+    def close(self) -> None:
+        with self._lock:
+            self._priority.close()
+            self._bulk.close()
+            self._counts.release()
+            self._memory.close()
+            self._program.close()

@@ -1,0 +1,26 @@
+"""What a run's counters come to: the summary that every result and record has."""
+
+from __future__ import annotations
+
+import functools
+
+from supervisor.linux.seccomp import AUDIT_ARCH_X86_64, decode_syscall
+from supervisor.model import SyscallCount, TraceSummary
+from supervisor.probes.engine import Seen
+from supervisor.probes.layout import SEEN_WORD, SYSCALL_OTHER, SYSCALL_SLOTS
+
+
+@functools.cache
+def syscall_name(number: int) -> str:
+    """The name of a counted number; everything of another ABI is "other"."""
+    return "other" if number == SYSCALL_OTHER else decode_syscall(number, AUDIT_ARCH_X86_64)[0]
+
+
+def summarise(seen: Seen, level: str) -> TraceSummary:
+    counts = seen.counts
+    calls = {}
+    for number in range(SYSCALL_SLOTS):
+        succeeded, failed = counts[2 * number], counts[2 * number + 1]
+        if succeeded or failed:
+            calls[syscall_name(number)] = SyscallCount(succeeded + failed, failed)
+    return TraceSummary(level, seen.dropped == 0, counts[SEEN_WORD], seen.dropped, calls)

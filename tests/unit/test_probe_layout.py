@@ -1,0 +1,117 @@
+"""What layout.py says of the kernel's records is what the compiled object says, by its type information."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from supervisor.probes import layout
+from supervisor.probes.libbpf import BpfObject, _lib
+from supervisor.probes.load import OBJECT
+
+INT, ARRAY, STRUCT, TYPEDEF = 1, 3, 4, 8
+
+
+class Types:
+    """The object's BTF: Documentation/bpf/btf.rst."""
+
+    def __init__(self, path: Path) -> None:
+        self._object = BpfObject.open(path)
+        self._so = _lib().so
+        self._btf = self._so.bpf_object__btf(self._object._object)
+
+    def close(self) -> None:
+        self._object.close()
+
+    def _words(self, number: int) -> ctypes.Array[ctypes.c_uint32]:
+        return ctypes.cast(self._so.btf__type_by_id(self._btf, number), ctypes.POINTER(ctypes.c_uint32))  # type: ignore[return-value]
+
+    def size(self, number: int) -> int:
+        words = self._words(number)
+        kind = words[1] >> 24 & 0x1F
+        if kind == TYPEDEF:
+            return self.size(words[2])
+        if kind == ARRAY:
+            return words[5] * self.size(words[3])
+        return words[2]
+
+    def members(self, name: str) -> list[tuple[str, int, int]]:
+        """(member, offset, size) of a struct."""
+        number = self._so.btf__find_by_name(self._btf, name.encode())
+        assert number > 0, name
+        words = self._words(number)
+        assert words[1] >> 24 & 0x1F == STRUCT
+        found = []
+        for index in range(words[1] & 0xFFFF):
+            at = 3 + 3 * index
+            member = self._so.btf__name_by_offset(self._btf, words[at]).decode()
+            found.append((member, words[at + 2] // 8, self.size(words[at + 1])))
+        return found
+
+    def size_of(self, name: str) -> int:
+        return self.size(self._so.btf__find_by_name(self._btf, name.encode()))
+
+
+@pytest.fixture(scope="module")
+def types() -> Iterator[Types]:
+    if not OBJECT.exists():
+        pytest.skip("no clang here: the probes are not built")
+    found = Types(OBJECT)
+    yield found
+    found.close()
+
+
+def sizes(format: struct.Struct) -> list[tuple[int, int]]:
+    """(offset, size) of every field of a struct format without alignment."""
+    text, found, at, number = format.format.lstrip("="), [], 0, ""
+    for letter in text:
+        if letter.isdigit():
+            number += letter
+            continue
+        size = struct.calcsize(f"={letter}")
+        count, number = int(number or 1), ""
+        if letter == "x":
+            at += count
+        elif letter == "s":
+            found.append((at, count))
+            at += count
+        else:
+            for _ in range(count):
+                found.append((at, size))
+                at += size
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        ("run_entry", layout.RUN_ENTRY),
+        ("record_header", layout.HEAD),
+        ("exec_record", layout.EXEC),
+        ("fork_record", layout.FORK),
+        ("exit_record", layout.EXIT),
+    ],
+)
+def test_struct(types: Types, name: str, format: struct.Struct) -> None:
+    assert types.size_of(name) == format.size
+    members = [(at, size) for member, at, size in types.members(name) if member != "head"]
+    assert members == sizes(format)
+
+
+def test_syscall_record(types: Types) -> None:
+    assert types.size_of("syscall_record") == layout.SYSCALL.size
+    assert {name: at for name, at, _ in types.members("syscall_record")} == {
+        "head": 0, "result": 32, "args": 40, "nr": 88, "abi": 92,
+    }  # fmt: skip
+    assert types.size_of("record_header") == 32
+
+
+def test_run_counts(types: Types) -> None:
+    assert types.size_of("run_counts") == layout.COUNT_WORDS * 8
+    offsets = {name: at for name, at, _ in types.members("run_counts")}
+    assert (offsets["seen"], offsets["dropped"]) == (layout.SEEN_WORD * 8, layout.DROPPED_WORD * 8)
+    assert types.size_of("syscall_count") == 16 and types.members("syscall_count")[0][0] == "succeeded"
