@@ -82,10 +82,10 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long result)
 	if (!counts)
 		return 0;
 	nr = (long)regs->orig_ax;
-	abi = abi_of(task, nr);
+	/* rt_sigreturn(2) has put back the registers of what the signal interrupted. */
 	if (nr < 0)
-		nr = NR_RT_SIGRETURN; /* it has put back the registers of what the signal
-					 interrupted */
+		nr = NR_RT_SIGRETURN;
+	abi = abi_of(task, nr);
 	if (!result && is_fork(nr))
 		return 0; /* the child's side of the same call */
 	counter = count_of(counts, nr, abi);

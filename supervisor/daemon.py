@@ -29,6 +29,7 @@ from supervisor import logs
 from supervisor.config import Config, load_config
 from supervisor.errors import HostLacks, LaunchFailed, SupervisorError
 from supervisor.evidence.records import RunRecords
+from supervisor.evidence.traces import TraceStore
 from supervisor.instances import Instance
 from supervisor.shipped import launcher_path, shipped_policy_dir
 
@@ -54,6 +55,7 @@ class Parts:
     config: Config
     instance: Instance
     records: RunRecords
+    traces: TraceStore
     host: HostFeatures
     hierarchies: Hierarchies
     backend: NativeBackend
@@ -73,6 +75,7 @@ def prepare(config: Config, instance_name: str) -> Parts:
     from supervisor.linux.uids import lease_uids
     from supervisor.policy_file import PolicySet
     from supervisor.probes.load import open_probes
+    from supervisor.probes.recorder import Recorder
 
     _set_process_flags()
     policies = PolicySet(shipped_policy_dir(), *(path for path in config.policy_dirs if os.path.isdir(path)))
@@ -107,9 +110,11 @@ def prepare(config: Config, instance_name: str) -> Parts:
         )
         probes, feature = open_probes(hierarchies.group, config.max_concurrent_runs)
         host = replace(host, features={**host.features, feature.name: feature})
-        backend = NativeBackend(settings, host, hierarchies, launchers, probes)
+        traces = TraceStore(state_dir / "traces")
+        recorder = Recorder(probes, traces) if probes is not None else None
+        backend = NativeBackend(settings, host, hierarchies, launchers, recorder)
         stack.pop_all()
-    return Parts(config, instance, records, host, hierarchies, backend, policies, lease)
+    return Parts(config, instance, records, traces, host, hierarchies, backend, policies, lease)
 
 
 def _require_root() -> None:
@@ -154,6 +159,7 @@ class Service:
             backends={"native": parts.backend},
             policies=parts.policies,
             records=parts.records,
+            traces=parts.traces,
             instance=parts.instance.name,
             max_concurrent=config.max_concurrent_runs,
             max_queued=config.max_queued_runs,

@@ -210,6 +210,23 @@ class TraceSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class TraceEvent:
+    """One thing that a run did. `time` is Unix time in nanoseconds; `pid`, `tid` are the run's own; what does not apply is empty."""
+
+    time: int
+    kind: str
+    pid: int
+    tid: int
+    syscall: str = ""
+    abi: str = ""
+    result: int = 0
+    args: tuple[int, ...] = ()
+    comm: str = ""
+    path: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StartError:
     """Why the program could not be executed: `stage` of ours, `errno` of the host (0: none)."""
 

@@ -12,11 +12,12 @@ import structlog
 
 from supervisor.admission import Admission
 from supervisor.backends.base import Backend
-from supervisor.errors import Draining, HostLacks, InvalidRequest, PolicyRefused
+from supervisor.errors import Draining, HostLacks, InvalidRequest, NotFound, PolicyRefused
 from supervisor.evidence.pending import PendingRecords
 from supervisor.evidence.records import RunRecords
+from supervisor.evidence.traces import TraceStore
 from supervisor.live import LiveRun
-from supervisor.model import Event, Outcome, Peer, RunRecord, RunResult, RunSpec
+from supervisor.model import Event, Outcome, Peer, RunRecord, RunResult, RunSpec, TraceEvent, TraceLevel
 from supervisor.policy import EffectivePolicy, Policy, narrow
 from supervisor.policy_file import PolicySet
 from supervisor.run import House, Run
@@ -37,6 +38,7 @@ class Runs:
         backends: Mapping[str, Backend],
         policies: PolicySet,
         records: RunRecords,
+        traces: TraceStore,
         instance: str,
         max_concurrent: int,
         max_queued: int,
@@ -46,6 +48,7 @@ class Runs:
     ) -> None:
         admission = Admission(max_concurrent, max_queued)
         self._house = House(admission, records, PendingRecords(records), Watchers(), os.cpu_count() or 1)
+        self._traces = traces
         self._backends = backends
         self._policies = policies
         self._instance = instance
@@ -187,6 +190,23 @@ class Runs:
         alive = [run.current() for run in self._alive.values() if run.record.state == state]
         alive = [r for r in alive if (not agent or r.agent == agent) and (not before or r.run_id < before)]
         return sorted(alive, key=lambda record: record.run_id, reverse=True)[:limit]
+
+    async def trace(self, run_id: str) -> AsyncIterator[builtins.list[TraceEvent]]:
+        """The events of a run that was traced in full, once it has ended. Raises NotFound, InvalidRequest."""
+        if run_id in self._alive:
+            raise InvalidRequest(
+                f"run {run_id} is still going: its trace can be read once it has ended", field="run_id"
+            )
+        record = self.get(run_id)
+        if record.trace.level != TraceLevel.FULL.value:
+            raise NotFound(
+                f"run {run_id} was traced at level {record.trace.level}: only the level full keeps every event",
+                field="run_id",
+                metadata={"run_id": record.run_id, "remedy": "run it with --trace full"},
+            )
+        batches = self._traces.events(run_id)
+        while (batch := await asyncio.to_thread(next, batches, None)) is not None:
+            yield batch
 
     def watch(self, agent: str) -> AsyncIterator[tuple[float, str, str, Event, int]]:
         return self._house.watchers.watch(agent)

@@ -11,6 +11,7 @@ out where that can be seen, and only what stays through the whole settling time 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import time
@@ -240,3 +241,23 @@ class Snapshot:
             time.sleep(0.1)
             left &= self.again().things
         return sorted(left)
+
+
+_BPF_CALL = 321
+_BPF_NEXT = {"program": 11, "map": 12, "link": 31}
+"""bpf(2): the commands that give the next id of a kind."""
+
+
+def bpf_objects() -> frozenset[str]:
+    """Every eBPF program, map and link that the kernel holds, by id. Other supervisors' are among them."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    found = set()
+    for kind, get_next in _BPF_NEXT.items():
+        number = 0
+        while True:
+            attributes = (ctypes.c_uint32 * 3)(number, 0, 0)
+            if libc.syscall(_BPF_CALL, get_next, attributes, ctypes.sizeof(attributes)):
+                break
+            number = attributes[1]
+            found.add(f"bpf {kind} {number}")
+    return frozenset(found)

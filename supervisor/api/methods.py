@@ -44,11 +44,16 @@ class Malformed:
         )
 
 
+SETTLE_SECONDS = 10.0
+"""How long a client that reads nothing holds up the status of a stream that has failed."""
+
+
 class Duplex(Generic[Request, Response]):
     """Both directions of one streaming RPC; one task may read while one other writes."""
 
     def __init__(self, context: grpc.aio.ServicerContext) -> None:
         self._context = context
+        self._writing: asyncio.Future[None] | None = None
         self.peer = peer_of(context)
 
     async def read(self) -> Request | None:
@@ -61,8 +66,21 @@ class Duplex(Generic[Request, Response]):
         return message  # type: ignore[no-any-return]
 
     async def write(self, message: Response) -> None:
-        """Returns when the transport has room for more."""
-        await self._context.write(message)
+        """Returns when the transport has room for more. One that is cancelled goes on; see `settle`."""
+        self._writing = asyncio.ensure_future(self._context.write(message))
+        self._writing.add_done_callback(_retrieve)
+        await asyncio.shield(self._writing)
+
+    async def settle(self) -> None:
+        """Waits for a message that is on its way: until it is, gRPC takes no status after it."""
+        if self._writing is not None and not self._writing.done():
+            await asyncio.wait([self._writing], timeout=SETTLE_SECONDS)
+
+
+def _retrieve(writing: asyncio.Future[None]) -> None:
+    """Whoever wrote has its error, or has been cancelled and does not want it."""
+    if not writing.cancelled():
+        writing.exception()
 
 
 DuplexMethod = Callable[[Duplex[Any, Any]], Awaitable[None]]
@@ -139,9 +157,11 @@ def _server_stream(name: str, method: ServerStream) -> Handler:
 
 def _duplex(name: str, method: DuplexMethod) -> Handler:
     async def handle(_requests: Any, context: grpc.aio.ServicerContext) -> None:
+        duplex: Duplex[Any, Any] = Duplex(context)
         try:
-            await method(Duplex(context))
+            await method(duplex)
         except Exception as error:
+            await duplex.settle()
             await _fail(context, error, name)
 
     return handle

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
-from supervisor.model import Event, Peer, RunRecord, RunResult, RunSpec
+from supervisor.model import Event, Peer, RunRecord, RunResult, RunSpec, TraceEvent
 from supervisor.policy import Policy, PolicyProblem
 
 
@@ -51,6 +51,10 @@ class Runs(Protocol):
         ...
 
     def open(self, spec: RunSpec, peer: Peer, *, stdin_follows: bool) -> LiveRun: ...
+
+    def trace(self, run_id: str) -> AsyncIterator[list[TraceEvent]]:
+        """Raises NotFound, InvalidRequest for a run that has no full trace or none yet."""
+        ...
 
     async def kill(self, run_id: str) -> bool:
         """False: it had ended already. Raises NotFound."""

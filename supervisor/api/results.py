@@ -17,6 +17,7 @@ from supervisor.model import (
     RunRecord,
     RunResult,
     StartError,
+    TraceSummary,
     Usage,
     Violation,
 )
@@ -75,17 +76,20 @@ def result_message(result: RunResult, *, payload: bool = True, max_file_bytes: i
         message.violations.extend(map(violation_message, result.violations))
     if result.error is not None:
         message.error.CopyFrom(start_error_message(result.error))
-    trace = message.trace
-    trace.level = result.trace.level
-    trace.complete = result.trace.complete
-    trace.events = result.trace.events
-    trace.dropped = result.trace.dropped
-    syscalls = trace.syscalls
-    for name, count in result.trace.syscalls.items():
+    set_summary(message.trace, result.trace)
+    return message
+
+
+def set_summary(message: pb.TraceSummary, trace: TraceSummary) -> None:
+    message.level = trace.level
+    message.complete = trace.complete
+    message.events = trace.events
+    message.dropped = trace.dropped
+    syscalls = message.syscalls
+    for name, count in trace.syscalls.items():
         entry = syscalls[name]
         entry.calls = count.calls
         entry.errors = count.errors
-    return message
 
 
 def record_message(record: RunRecord) -> pb.RunRecord:
@@ -108,6 +112,7 @@ def record_message(record: RunRecord) -> pb.RunRecord:
         started_at=record.started_at,
         ended_at=record.ended_at,
     )
+    set_summary(result.trace, record.trace)
     return pb.RunRecord(
         state=STATES[record.state],
         spec_digest=record.spec_digest,

@@ -1,14 +1,15 @@
-"""TraceService: nothing records what runs do yet, and the service says so instead of showing an empty trace."""
+"""TraceService: what a run did, from its record and from the trace store."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
+from supervisor.api import results
 from supervisor.api.convert import name
-from supervisor.api.methods import Method
+from supervisor.api.methods import Method, closed_after
 from supervisor.api.ports import Runs
 from supervisor.errors import HostLacks
-from supervisor.model import Peer
+from supervisor.model import Peer, TraceEvent
 from supervisor.v1 import trace_pb2 as pb
 
 
@@ -22,19 +23,34 @@ class TraceService:
         return {"GetTrace": self.get_trace, "GetTraceSummary": self.get_trace_summary}
 
     async def get_trace(self, request: pb.GetTraceRequest, peer: Peer) -> AsyncGenerator[pb.GetTraceResponse, None]:
-        self._refuse(request.run_id)
-        recorded: list[pb.GetTraceResponse] = []
-        for response in recorded:
-            yield response
+        async with closed_after(self._runs.trace(name(request.run_id, "run_id"))) as batches:
+            async for batch in batches:
+                yield pb.GetTraceResponse(events=[_event(event) for event in batch])
 
     async def get_trace_summary(self, request: pb.GetTraceSummaryRequest, peer: Peer) -> pb.GetTraceSummaryResponse:
-        self._refuse(request.run_id)
-        return pb.GetTraceSummaryResponse()
+        record = self._runs.get(name(request.run_id, "run_id"))
+        if record.trace.level == "off" and record.state == "ended":
+            raise HostLacks(
+                f"run {record.run_id} was not traced",
+                reason="TRACE_NOT_AVAILABLE",
+                metadata={"feature": "trace", "run_id": record.run_id, "remedy": "the record's enforcement says why"},
+            )
+        response = pb.GetTraceSummaryResponse()
+        results.set_summary(response.summary, record.trace)
+        return response
 
-    def _refuse(self, run_id: str) -> None:
-        self._runs.get(name(run_id, "run_id"))
-        raise HostLacks(
-            f"run {run_id} has no trace: this daemon does not record what runs do",
-            reason="TRACE_NOT_AVAILABLE",
-            metadata={"feature": "trace", "run_id": run_id, "remedy": "the run's record has its outcome and usage"},
-        )
+
+def _event(event: TraceEvent) -> pb.TraceEvent:
+    return pb.TraceEvent(
+        time=event.time / 1e9,
+        kind=event.kind,
+        pid=event.pid,
+        tid=event.tid,
+        comm=results.text(event.comm),
+        syscall=event.syscall,
+        abi=event.abi,
+        args=event.args,
+        result=event.result,
+        path=results.text(event.path),
+        detail=results.text(event.detail),
+    )

@@ -31,8 +31,7 @@ from supervisor.model import HostFeatures, Mount, RunSpec, TraceLevel
 from supervisor.plan import LaunchPlan, build
 from supervisor.plan_root import WORK, OpKind, RootView
 from supervisor.policy import EffectivePolicy, Policy
-from supervisor.probes.engine import Probes
-from supervisor.probes.tracing import Tracing
+from supervisor.probes.recorder import Recorder
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +55,7 @@ class NativeBackend:
     host: HostFeatures
     hierarchies: Hierarchies
     launchers: list[Launcher]
-    probes: Probes | None = None
+    recorder: Recorder | None = None
     name: str = "native"
     _view: RootView = field(default_factory=rootfs.host_view)
     _etc: rootfs.Etc = field(default_factory=rootfs.read_etc)
@@ -110,8 +109,8 @@ class NativeBackend:
         self._collectors.shutdown(wait=False, cancel_futures=True)
         for launcher in self.launchers:
             launcher.close()
-        if self.probes is not None:
-            self.probes.close()
+        if self.recorder is not None:
+            await self.recorder.close()
 
     def check(self, spec: RunSpec, effective: EffectivePolicy) -> NativePlan:
         policy = effective.policy
@@ -158,8 +157,8 @@ class NativeBackend:
         group = RunGroup.create(self.hierarchies, request.run_id, plan.limits)
         stack.push_async_callback(remove_group, group)
         tracing = None
-        if self.probes is not None and plan.trace is not TraceLevel.OFF:
-            tracing = Tracing(self.probes, group.identity, plan.trace)
+        if self.recorder is not None and plan.trace is not TraceLevel.OFF:
+            tracing = self.recorder.watch(request.run_id, group.identity, plan.trace)
             stack.callback(tracing.close)
         sent = SentDescriptors()
         stack.callback(sent.close)

@@ -26,7 +26,7 @@ from supervisor.linux.seccomp import decode_syscall
 from supervisor.model import Enforcement, OutputFile, Stream, TraceSummary, Usage, Violation
 from supervisor.plan import LaunchPlan
 from supervisor.plan_root import OpKind
-from supervisor.probes.tracing import Tracing
+from supervisor.probes.recorder import Tracing
 from supervisor.streams import InputWriter, OutputReader
 
 log = structlog.get_logger(__name__)
@@ -221,7 +221,8 @@ class NativeSandbox:
         await _wait_empty(self._group)
         for reader in self._readers.values():
             reader.drain()
-        return self._describe(reply)
+        trace = await self._tracing.finish() if self._tracing is not None else TraceSummary()
+        return self._describe(reply, trace)
 
     async def _wait(self) -> Reply:
         assert self.launched is not None
@@ -280,7 +281,7 @@ class NativeSandbox:
             self.enforcement = replace(self.enforcement, missing=missing)
         return found.files
 
-    def _describe(self, reply: Reply) -> SandboxEnd:
+    def _describe(self, reply: Reply, trace: TraceSummary) -> SandboxEnd:
         usage = self._group.usage()
         if usage.io_write_bytes is None:
             usage = replace(usage, io_read_bytes=reply.read_bytes, io_write_bytes=reply.write_bytes)
@@ -296,17 +297,18 @@ class NativeSandbox:
             for name in ("memory_peak_bytes", "pids_peak", "io_read_bytes", "io_write_bytes")
             if getattr(usage, name) is None and name not in self.enforcement.missing
         ]
+        lost = [f"trace (not stored: {self._tracing.failure})"] if self._tracing and self._tracing.failure else []
         return SandboxEnd(
             status=reply.program_status,
             usage=usage,
             violations=tuple(self._violations(reply)),
-            missing=(*skipped, *unmeasured),
+            missing=(*skipped, *unmeasured, *lost),
             stage=stage,
             errno=reply.errno,
             about=self._about(reply),
             mount=self._mount_at_fault(reply),
             filter_kills=self._plan.syscalls is not None and not self._plan.notify,
-            trace=self._tracing.finish() if self._tracing is not None else TraceSummary(),
+            trace=trace,
         )
 
     def _violations(self, reply: Reply) -> list[Violation]:

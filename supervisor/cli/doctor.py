@@ -82,7 +82,7 @@ def doctor(
     Every feature is found by trying it. The exit status is 0 when all that a run needs is there, else 1.
     """
     try:
-        from supervisor.linux import doctor as probes
+        from supervisor import doctor as probes
     except ImportError as error:
         raise _not_here("doctor", error) from error
     features = probes.report()

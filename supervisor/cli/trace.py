@@ -39,7 +39,8 @@ def _line(event: TraceEvent) -> str:
     clock = time.strftime("%H:%M:%S", time.localtime(event.time)) + f"{event.time % 1:.6f}"[1:]
     target = event.path or (f"{event.address}:{event.port}" if event.address else "")
     answer = f"= {event.result}" if event.syscall else ""
-    parts = (clock, f"{event.pid:>7}", f"{event.comm:<15}", f"{event.kind:<10}", event.syscall, target, answer)
+    who = f"{event.pid}" if event.tid in (0, event.pid) else f"{event.pid}/{event.tid}"
+    parts = (clock, f"{who:>9}", f"{event.kind:<7}", event.comm, event.syscall, target, answer, event.detail)
     return printable(" ".join(part for part in parts if part))
 
 

@@ -97,6 +97,7 @@ class TraceEvent:
     path: str
     address: str
     port: int
+    detail: str
 
 
 def _present(message: Any, name: str) -> Any:

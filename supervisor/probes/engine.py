@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RECORDS_KEPT = 100_000
-"""Of one run and the priority ring; more are counted as dropped."""
+"""Of one run and the priority ring, until they are taken; more are counted as dropped."""
+CALLS_KEPT = 2_000_000
+"""The same of the bulk ring: 192 MB."""
 
 _ZERO = bytes(COUNT_WORDS * 8)
 _OWN_LEVEL = "own_level"
@@ -110,6 +112,13 @@ class Probes:
             self._forget(watch)
         return Seen(counts, watch.records, watch.calls, counts[DROPPED_WORD] + watch.overflow)
 
+    def take(self, watch: Watch) -> tuple[list[NDArray[np.uint8]], list[bytes]]:
+        """What has come of a run that goes on, for whoever stores it."""
+        with self._lock:
+            calls, watch.calls = watch.calls, []
+            records, watch.records = watch.records, []
+        return calls, records
+
     def drain(self) -> None:
         """Hands what the rings hold to the runs that it is of; for runs that live long or are traced in full."""
         with self._lock:
@@ -146,9 +155,14 @@ class Probes:
         groups = calls[:, CGROUP_AT].copy().view("u8")[:, 0]
         for group in np.unique(groups).tolist():
             watch = self._watched.get(group)
-            if watch is not None:
-                mine = groups == group
-                watch.calls.append(calls if mine.all() else calls[mine])
+            if watch is None:
+                continue
+            mine = groups == group
+            rows = calls if mine.all() else calls[mine]
+            if sum(map(len, watch.calls)) + len(rows) <= CALLS_KEPT:
+                watch.calls.append(rows)
+            else:
+                watch.overflow += len(rows)
 
     def close(self) -> None:
         with self._lock:

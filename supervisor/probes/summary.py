@@ -16,11 +16,13 @@ def syscall_name(number: int) -> str:
     return "other" if number == SYSCALL_OTHER else decode_syscall(number, AUDIT_ARCH_X86_64)[0]
 
 
-def summarise(seen: Seen, level: str) -> TraceSummary:
+def summarise(seen: Seen, level: str, lost: int = 0) -> TraceSummary:
+    """`lost`: events that were seen but could not be stored."""
     counts = seen.counts
     calls = {}
     for number in range(SYSCALL_SLOTS):
         succeeded, failed = counts[2 * number], counts[2 * number + 1]
         if succeeded or failed:
             calls[syscall_name(number)] = SyscallCount(succeeded + failed, failed)
-    return TraceSummary(level, seen.dropped == 0, counts[SEEN_WORD], seen.dropped, calls)
+    dropped = seen.dropped + lost
+    return TraceSummary(level, dropped == 0, counts[SEEN_WORD], dropped, calls)

@@ -14,7 +14,7 @@ class GetTraceRequest(_message.Message):
     def __init__(self, run_id: _Optional[str] = ...) -> None: ...
 
 class TraceEvent(_message.Message):
-    __slots__ = ("time", "kind", "pid", "tid", "comm", "syscall", "abi", "args", "result", "path", "address", "port")
+    __slots__ = ("time", "kind", "pid", "tid", "comm", "syscall", "abi", "args", "result", "path", "address", "port", "detail")
     TIME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +27,7 @@ class TraceEvent(_message.Message):
     PATH_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
     time: float
     kind: str
     pid: int
@@ -39,7 +40,8 @@ class TraceEvent(_message.Message):
     path: str
     address: str
     port: int
-    def __init__(self, time: _Optional[float] = ..., kind: _Optional[str] = ..., pid: _Optional[int] = ..., tid: _Optional[int] = ..., comm: _Optional[str] = ..., syscall: _Optional[str] = ..., abi: _Optional[str] = ..., args: _Optional[_Iterable[int]] = ..., result: _Optional[int] = ..., path: _Optional[str] = ..., address: _Optional[str] = ..., port: _Optional[int] = ...) -> None: ...
+    detail: str
+    def __init__(self, time: _Optional[float] = ..., kind: _Optional[str] = ..., pid: _Optional[int] = ..., tid: _Optional[int] = ..., comm: _Optional[str] = ..., syscall: _Optional[str] = ..., abi: _Optional[str] = ..., args: _Optional[_Iterable[int]] = ..., result: _Optional[int] = ..., path: _Optional[str] = ..., address: _Optional[str] = ..., port: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class GetTraceResponse(_message.Message):
     __slots__ = ("events",)

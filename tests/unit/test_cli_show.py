@@ -117,8 +117,8 @@ def test_doctor(monkeypatch):
 
     features = [Feature("a", True, "fine"), Feature("b", False, "EPERM", "no b", "get b")]
     fake = types.SimpleNamespace(report=lambda: features, required=frozenset({"a"}))
-    monkeypatch.setitem(sys.modules, "supervisor.linux.doctor", fake)
-    monkeypatch.setattr("supervisor.linux.doctor", fake, raising=False)
+    monkeypatch.setitem(sys.modules, "supervisor.doctor", fake)
+    monkeypatch.setattr("supervisor.doctor", fake, raising=False)
     done = invoke("doctor")
     assert (done.exit_code, done.stdout.splitlines()[2].split()) == (0, ["b", "no", "EPERM", "no", "b", "get", "b"])
     fake.required = frozenset({"b"})

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from supervisor import runs as runs_module
 from supervisor.evidence.pending import PendingRecords
 from supervisor.evidence.records import RunRecords
+from supervisor.evidence.traces import TraceStore
 from supervisor.model import Outcome, RunRecord, RunSpec
 from supervisor.policy import narrow
 from supervisor.policy_file import PolicySet
@@ -91,6 +92,7 @@ def make_runs(records: RunRecords) -> tuple[Runs, Run]:
         backends={"native": backend},
         policies=policies,
         records=records,
+        traces=TraceStore(Path("/nonexistent")),
         instance="i",
         max_concurrent=1,
         max_queued=1,

@@ -280,7 +280,7 @@ def test_filters_are_short_and_shallow(policy: str) -> None:
 # --- the assembler
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(1, 700), st.integers(1, 400), st.integers(1, 3), st.randoms(use_true_random=False))
 def test_search_finds_the_span_however_far_the_jumps(
     count: int, answers: int, width: int, chosen: random.Random
@@ -298,7 +298,7 @@ def test_search_finds_the_span_however_far_the_jumps(
     assert machine.run(0xFFFFFFFF) == values[-1]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(1, 300), st.randoms(use_true_random=False))
 def test_decisions_hold_however_far_the_jumps(count: int, chosen: random.Random) -> None:
     rules = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -12,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from supervisor.api.server import Server
+from supervisor.model import SyscallCount, TraceSummary
 from supervisor.policy_file import LARGE_TEXT
 from supervisor.v1 import (
     host_pb2,
@@ -143,12 +145,27 @@ async def test_what_outlasts_the_grace_is_cancelled(server: Server, stub: Any, r
     assert runs.cancelled == 1
 
 
-async def test_there_is_no_trace_yet(channel: grpc.aio.Channel) -> None:
+async def test_a_trace_comes_in_batches(channel: grpc.aio.Channel) -> None:
     stub = trace_pb2_grpc.TraceServiceStub(channel)
-    refused = await refusal(anext(aiter(stub.GetTrace(trace_pb2.GetTraceRequest(run_id="run-0001")))))
+    answers = [answer async for answer in stub.GetTrace(trace_pb2.GetTraceRequest(run_id="run-0001"))]
+    assert [[event.kind for event in answer.events] for answer in answers] == [["exec", "syscall"], ["exit"]]
+    call = answers[0].events[1]
+    assert (call.time, call.pid, call.syscall, list(call.args), call.result) == (1.5, 2, "mkdir", [1, 1 << 63], -13)
+    assert answers[0].events[0].detail == "parent 1: \ufffd"
+    refused = await refusal(anext(aiter(stub.GetTrace(trace_pb2.GetTraceRequest(run_id="x")))))
+    assert refused.code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_summary_is_the_records(channel: grpc.aio.Channel, runs: FakeRuns) -> None:
+    stub = trace_pb2_grpc.TraceServiceStub(channel)
+    refused = await refusal(stub.GetTraceSummary(trace_pb2.GetTraceSummaryRequest(run_id="run-0001")))
     assert (refused.code.name, refused.info.reason) == ("FAILED_PRECONDITION", "TRACE_NOT_AVAILABLE")
     refused = await refusal(stub.GetTraceSummary(trace_pb2.GetTraceSummaryRequest(run_id="x")))
     assert refused.code is grpc.StatusCode.NOT_FOUND
+    trace = TraceSummary("summary", True, 3, 0, {"read": SyscallCount(5, 1)})
+    runs.records = [replace(record, trace=trace) for record in runs.records]
+    summary = (await stub.GetTraceSummary(trace_pb2.GetTraceSummaryRequest(run_id="run-0001"))).summary
+    assert (summary.level, summary.complete, summary.syscalls["read"].errors) == ("summary", True, 1)
 
 
 async def test_reflection_lists_the_services(channel: grpc.aio.Channel) -> None:

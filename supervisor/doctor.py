@@ -10,6 +10,7 @@ from typing import Final
 from supervisor.linux.features import REQUIRED, describe
 from supervisor.linux.host import DEFAULT_STATE_DIR, probe_host
 from supervisor.model import Feature
+from supervisor.probes.load import open_probes
 
 required: Final[frozenset[str]] = REQUIRED
 """What the default policy, `strict`, cannot do without."""
@@ -24,7 +25,15 @@ def report(
 
     In the catalogue's order. DOCKER_HOST in `environ` says where a Docker daemon is looked for.
     """
-    return [*probe_host(state_dir).features.values(), probe_docker(environ.get("DOCKER_HOST", ""))]
+    return [*probe_host(state_dir).features.values(), probe_trace(), probe_docker(environ.get("DOCKER_HOST", ""))]
+
+
+def probe_trace() -> Feature:
+    """Whether the probes can be loaded and attached; they are taken back at once."""
+    probes, feature = open_probes("", slots=1)
+    if probes is not None:
+        probes.close()
+    return feature
 
 
 def probe_docker(address: str = "") -> Feature:

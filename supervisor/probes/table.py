@@ -1,0 +1,110 @@
+"""Records as the kernel wrote them, made rows of the trace store."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from supervisor.evidence.traces import schema
+from supervisor.probes.layout import ABI_NAMES, EXEC, EXIT, FORK, SYSCALL_SLOTS, RecordType, head_of, text
+from supervisor.probes.summary import syscall_name
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+KINDS = ("syscall", "exec", "fork", "exit")
+
+CALL = np.dtype(
+    [
+        ("time_ns", "i8"),
+        ("cgroup", "u8"),
+        ("pid", "i4"),
+        ("tid", "i4"),
+        ("type", "u2"),
+        ("size", "u2"),
+        ("host_tid", "u4"),
+        ("result", "i8"),
+        ("args", "u8", 6),
+        ("nr", "u4"),
+        ("abi", "u4"),
+    ]
+)
+"""struct syscall_record."""
+
+
+def wall_offset() -> int:
+    """What turns CLOCK_MONOTONIC into Unix time, in nanoseconds."""
+    return time.time_ns() - time.monotonic_ns()
+
+
+@functools.cache
+def _names() -> pa.Array:
+    return pa.array([syscall_name(number) for number in range(SYSCALL_SLOTS)] + ["unknown"])
+
+
+def to_table(calls: Sequence[NDArray[np.uint8]], records: Sequence[bytes], offset: int) -> pa.Table:
+    """Rows in order of time. `offset` is wall_offset()'s."""
+    tables = [_calls_table(np.concatenate(calls), offset)] if calls else []
+    if records:
+        tables.append(_records_table(records, offset))
+    table = pa.concat_tables(tables) if tables else schema().empty_table()
+    return table.unify_dictionaries().sort_by("time")
+
+
+def _calls_table(rows: NDArray[np.uint8], offset: int) -> pa.Table:
+    calls = rows.view(CALL)[:, 0]
+    count = len(calls)
+    numbers = np.where((calls["nr"] < SYSCALL_SLOTS) & (calls["abi"] == 0), calls["nr"], SYSCALL_SLOTS).astype("i2")
+    nothing = pa.nulls(count, pa.string())
+    columns: list[Any] = [
+        pa.array(calls["time_ns"] + offset),
+        pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, "i2")), pa.array(KINDS)),
+        pa.array(calls["pid"]),
+        pa.array(calls["tid"]),
+        pa.DictionaryArray.from_arrays(pa.array(numbers), _names()),
+        pa.DictionaryArray.from_arrays(pa.array(calls["abi"].astype("i2")), pa.array(ABI_NAMES)),
+        pa.array(calls["result"]),
+        *(pa.array(np.ascontiguousarray(calls["args"][:, number])) for number in range(6)),
+        nothing,
+        nothing,
+        nothing,
+    ]
+    return pa.Table.from_arrays(columns, schema=schema())
+
+
+def _records_table(records: Sequence[bytes], offset: int) -> pa.Table:
+    return pa.Table.from_pylist([_row(record, offset) for record in records], schema=schema())
+
+
+def _row(record: bytes, offset: int) -> dict[str, Any]:
+    head = head_of(record)
+    row: dict[str, Any] = {"time": head.time_ns + offset, "pid": head.pid, "tid": head.tid}
+    if head.type == RecordType.EXEC:
+        parent, size, comm, path, argv = EXEC.unpack_from(record)
+        words = [word.decode("utf-8", "replace") for word in argv[:size].rstrip(b"\0").split(b"\0")]
+        return row | {
+            "kind": "exec",
+            "comm": text(comm),
+            "path": text(path),
+            "detail": f"parent {parent}: {' '.join(words)}",
+        }
+    if head.type == RecordType.FORK:
+        child_pid, child_tid, comm = FORK.unpack_from(record)
+        kind = f"process {child_pid}" if child_pid == child_tid else f"thread {child_tid}"
+        return row | {"kind": "fork", "comm": text(comm), "detail": kind, "result": child_tid}
+    status, leader, number, _abi, comm = EXIT.unpack_from(record)
+    code = os.waitstatus_to_exitcode(status & 0xFFFF)
+    how = f"killed by signal {-code}" if code < 0 else f"exited with {code}"
+    within = f", within {syscall_name(number)}" if 0 <= number < SYSCALL_SLOTS else ""
+    return row | {
+        "kind": "exit",
+        "comm": text(comm),
+        "result": code,
+        "detail": f"{'process' if leader else 'thread'} {how}{within}",
+    }
