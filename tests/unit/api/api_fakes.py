@@ -53,7 +53,7 @@ class FakeLive:
         self.left = asyncio.Event()
         self.ended = False
         if not stdin_follows and spec.argv[0] != b"wait":
-            self.input.put_nowait(None)
+            self._closing = asyncio.ensure_future(self.input.put(None))  # after what waits for room
 
     async def __aenter__(self) -> Self:
         return self
