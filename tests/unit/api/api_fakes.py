@@ -53,7 +53,7 @@ class FakeLive:
         self.left = asyncio.Event()
         self.ended = False
         if not stdin_follows and spec.argv[0] != b"wait":
-            self._closing = asyncio.ensure_future(self.input.put(None))  # after what waits for room
+            self.input.put_nowait(None)
 
     async def __aenter__(self) -> Self:
         return self
@@ -87,7 +87,7 @@ class FakeLive:
 
     def close_stdin(self) -> None:
         self.done.append("eof")
-        self.input.put_nowait(None)
+        self._closing = asyncio.ensure_future(self.input.put(None))  # after what waits for room
 
     def signal(self, number: int) -> None:
         self.done.append(("signal", number))
