@@ -211,7 +211,13 @@ class TraceSummary:
 
 @dataclass(frozen=True, slots=True)
 class TraceEvent:
-    """One thing that a run did. `time` is Unix time in nanoseconds; `pid`, `tid` are the run's own; what does not apply is empty."""
+    """One thing that a run did; what does not apply is empty.
+
+    `time` is Unix time in nanoseconds; `pid`, `tid` and `parent` are the run's own. `kind`: "syscall" has syscall, abi, args
+    (raw registers) and result; "exec" has path, argv, parent; "fork" has the child's tid as result; "exit" has as result the
+    exit status, or the negated number of the signal that ended the process. "open", "connect" and the like have path, or
+    address and port, beside the system call that they came by.
+    """
 
     time: int
     kind: str
@@ -223,6 +229,10 @@ class TraceEvent:
     args: tuple[int, ...] = ()
     comm: str = ""
     path: str = ""
+    address: str = ""
+    port: int = 0
+    parent: int = 0
+    argv: tuple[str, ...] = ()
     detail: str = ""
 
 

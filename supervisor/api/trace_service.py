@@ -52,5 +52,9 @@ def _event(event: TraceEvent) -> pb.TraceEvent:
         args=event.args,
         result=event.result,
         path=results.text(event.path),
+        address=event.address,
+        port=event.port,
+        parent=event.parent,
+        argv=map(results.text, event.argv),
         detail=results.text(event.detail),
     )

@@ -40,7 +40,17 @@ def _line(event: TraceEvent) -> str:
     target = event.path or (f"{event.address}:{event.port}" if event.address else "")
     answer = f"= {event.result}" if event.syscall else ""
     who = f"{event.pid}" if event.tid in (0, event.pid) else f"{event.pid}/{event.tid}"
-    parts = (clock, f"{who:>9}", f"{event.kind:<7}", event.comm, event.syscall, target, answer, event.detail)
+    parts = (
+        clock,
+        f"{who:>9}",
+        f"{event.kind:<7}",
+        event.comm,
+        event.syscall,
+        target,
+        answer,
+        " ".join(event.argv),
+        event.detail,
+    )
     return printable(" ".join(part for part in parts if part))
 
 

@@ -97,6 +97,8 @@ class TraceEvent:
     path: str
     address: str
     port: int
+    parent: int
+    argv: tuple[str, ...]
     detail: str
 
 
@@ -210,7 +212,7 @@ def to_check(message: policy_pb2.CheckPolicyResponse) -> PolicyCheck:
 
 def to_trace_events(message: trace_pb2.GetTraceResponse) -> Iterable[TraceEvent]:
     """The events of one message of a trace."""
-    return (_fields(TraceEvent, event, args=tuple(event.args)) for event in message.events)
+    return (_fields(TraceEvent, event, args=tuple(event.args), argv=tuple(event.argv)) for event in message.events)
 
 
 class EventReader:

@@ -39,6 +39,10 @@ def schema() -> pa.Schema:
             *((f"arg{number}", pa.uint64()) for number in range(6)),
             ("comm", pa.string()),
             ("path", pa.string()),
+            ("address", pa.string()),
+            ("port", pa.int32()),
+            ("parent", pa.int32()),
+            ("argv", pa.list_(pa.string())),
             ("detail", pa.string()),
         ]
     )
@@ -114,5 +118,7 @@ def _events_of(columns: dict[str, list[Any]]) -> list[TraceEvent]:
     found = []
     for row, registers in zip(zip(*columns.values(), strict=True), args, strict=True):
         values = {name: value for name, value in zip(columns, row, strict=True) if value is not None}
+        if "argv" in values:
+            values["argv"] = tuple(values["argv"])
         found.append(TraceEvent(**values, args=() if registers[0] is None else registers))
     return found

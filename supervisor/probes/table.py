@@ -61,7 +61,6 @@ def _calls_table(rows: NDArray[np.uint8], offset: int) -> pa.Table:
     calls = rows.view(CALL)[:, 0]
     count = len(calls)
     numbers = np.where((calls["nr"] < SYSCALL_SLOTS) & (calls["abi"] == 0), calls["nr"], SYSCALL_SLOTS).astype("i2")
-    nothing = pa.nulls(count, pa.string())
     columns: list[Any] = [
         pa.array(calls["time_ns"] + offset),
         pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, "i2")), pa.array(KINDS)),
@@ -71,11 +70,10 @@ def _calls_table(rows: NDArray[np.uint8], offset: int) -> pa.Table:
         pa.DictionaryArray.from_arrays(pa.array(calls["abi"].astype("i2")), pa.array(ABI_NAMES)),
         pa.array(calls["result"]),
         *(pa.array(np.ascontiguousarray(calls["args"][:, number])) for number in range(6)),
-        nothing,
-        nothing,
-        nothing,
     ]
-    return pa.Table.from_arrays(columns, schema=schema())
+    names = schema().names
+    rest = [pa.nulls(count, schema().field(name).type) for name in names[len(columns) :]]
+    return pa.Table.from_arrays([*columns, *rest], schema=schema())
 
 
 def _records_table(records: Sequence[bytes], offset: int) -> pa.Table:
@@ -92,12 +90,13 @@ def _row(record: bytes, offset: int) -> dict[str, Any]:
             "kind": "exec",
             "comm": text(comm),
             "path": text(path),
-            "detail": f"parent {parent}: {' '.join(words)}",
+            "parent": parent,
+            "argv": words,
         }
     if head.type == RecordType.FORK:
         child_pid, child_tid, comm = FORK.unpack_from(record)
-        kind = f"process {child_pid}" if child_pid == child_tid else f"thread {child_tid}"
-        return row | {"kind": "fork", "comm": text(comm), "detail": kind, "result": child_tid}
+        detail = "process" if child_pid == child_tid else "thread"
+        return row | {"kind": "fork", "comm": text(comm), "detail": detail, "result": child_tid}
     status, leader, number, _abi, comm = EXIT.unpack_from(record)
     code = os.waitstatus_to_exitcode(status & 0xFFFF)
     how = f"killed by signal {-code}" if code < 0 else f"exited with {code}"

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from supervisor.v1 import run_pb2 as supervisor_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19supervisor/v1/trace.proto\x12\rsupervisor.v1\x1a\x17supervisor/v1/run.proto\"!\n\x0fGetTraceRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\xc9\x01\n\nTraceEvent\x12\x0c\n\x04time\x18\x01 \x01(\x01\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\x0b\n\x03tid\x18\x04 \x01(\x05\x12\x0c\n\x04\x63omm\x18\x05 \x01(\t\x12\x0f\n\x07syscall\x18\x06 \x01(\t\x12\x0b\n\x03\x61\x62i\x18\x07 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x08 \x03(\x06\x12\x0e\n\x06result\x18\t \x01(\x03\x12\x0c\n\x04path\x18\n \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x0b \x01(\t\x12\x0c\n\x04port\x18\x0c \x01(\x05\x12\x0e\n\x06\x64\x65tail\x18\r \x01(\t\"=\n\x10GetTraceResponse\x12)\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x19.supervisor.v1.TraceEvent\"(\n\x16GetTraceSummaryRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"G\n\x17GetTraceSummaryResponse\x12,\n\x07summary\x18\x01 \x01(\x0b\x32\x1b.supervisor.v1.TraceSummary2\xbf\x01\n\x0cTraceService\x12M\n\x08GetTrace\x12\x1e.supervisor.v1.GetTraceRequest\x1a\x1f.supervisor.v1.GetTraceResponse0\x01\x12`\n\x0fGetTraceSummary\x12%.supervisor.v1.GetTraceSummaryRequest\x1a&.supervisor.v1.GetTraceSummaryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19supervisor/v1/trace.proto\x12\rsupervisor.v1\x1a\x17supervisor/v1/run.proto\"!\n\x0fGetTraceRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\xe7\x01\n\nTraceEvent\x12\x0c\n\x04time\x18\x01 \x01(\x01\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\x0b\n\x03tid\x18\x04 \x01(\x05\x12\x0c\n\x04\x63omm\x18\x05 \x01(\t\x12\x0f\n\x07syscall\x18\x06 \x01(\t\x12\x0b\n\x03\x61\x62i\x18\x07 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x08 \x03(\x06\x12\x0e\n\x06result\x18\t \x01(\x03\x12\x0c\n\x04path\x18\n \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x0b \x01(\t\x12\x0c\n\x04port\x18\x0c \x01(\x05\x12\x0e\n\x06\x64\x65tail\x18\r \x01(\t\x12\x0e\n\x06parent\x18\x0e \x01(\x05\x12\x0c\n\x04\x61rgv\x18\x0f \x03(\t\"=\n\x10GetTraceResponse\x12)\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x19.supervisor.v1.TraceEvent\"(\n\x16GetTraceSummaryRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"G\n\x17GetTraceSummaryResponse\x12,\n\x07summary\x18\x01 \x01(\x0b\x32\x1b.supervisor.v1.TraceSummary2\xbf\x01\n\x0cTraceService\x12M\n\x08GetTrace\x12\x1e.supervisor.v1.GetTraceRequest\x1a\x1f.supervisor.v1.GetTraceResponse0\x01\x12`\n\x0fGetTraceSummary\x12%.supervisor.v1.GetTraceSummaryRequest\x1a&.supervisor.v1.GetTraceSummaryResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,13 +35,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETTRACEREQUEST']._serialized_start=69
   _globals['_GETTRACEREQUEST']._serialized_end=102
   _globals['_TRACEEVENT']._serialized_start=105
-  _globals['_TRACEEVENT']._serialized_end=306
-  _globals['_GETTRACERESPONSE']._serialized_start=308
-  _globals['_GETTRACERESPONSE']._serialized_end=369
-  _globals['_GETTRACESUMMARYREQUEST']._serialized_start=371
-  _globals['_GETTRACESUMMARYREQUEST']._serialized_end=411
-  _globals['_GETTRACESUMMARYRESPONSE']._serialized_start=413
-  _globals['_GETTRACESUMMARYRESPONSE']._serialized_end=484
-  _globals['_TRACESERVICE']._serialized_start=487
-  _globals['_TRACESERVICE']._serialized_end=678
+  _globals['_TRACEEVENT']._serialized_end=336
+  _globals['_GETTRACERESPONSE']._serialized_start=338
+  _globals['_GETTRACERESPONSE']._serialized_end=399
+  _globals['_GETTRACESUMMARYREQUEST']._serialized_start=401
+  _globals['_GETTRACESUMMARYREQUEST']._serialized_end=441
+  _globals['_GETTRACESUMMARYRESPONSE']._serialized_start=443
+  _globals['_GETTRACESUMMARYRESPONSE']._serialized_end=514
+  _globals['_TRACESERVICE']._serialized_start=517
+  _globals['_TRACESERVICE']._serialized_end=708
 # @@protoc_insertion_point(module_scope)

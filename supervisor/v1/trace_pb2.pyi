@@ -14,7 +14,7 @@ class GetTraceRequest(_message.Message):
     def __init__(self, run_id: _Optional[str] = ...) -> None: ...
 
 class TraceEvent(_message.Message):
-    __slots__ = ("time", "kind", "pid", "tid", "comm", "syscall", "abi", "args", "result", "path", "address", "port", "detail")
+    __slots__ = ("time", "kind", "pid", "tid", "comm", "syscall", "abi", "args", "result", "path", "address", "port", "detail", "parent", "argv")
     TIME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,8 @@ class TraceEvent(_message.Message):
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    ARGV_FIELD_NUMBER: _ClassVar[int]
     time: float
     kind: str
     pid: int
@@ -41,7 +43,9 @@ class TraceEvent(_message.Message):
     address: str
     port: int
     detail: str
-    def __init__(self, time: _Optional[float] = ..., kind: _Optional[str] = ..., pid: _Optional[int] = ..., tid: _Optional[int] = ..., comm: _Optional[str] = ..., syscall: _Optional[str] = ..., abi: _Optional[str] = ..., args: _Optional[_Iterable[int]] = ..., result: _Optional[int] = ..., path: _Optional[str] = ..., address: _Optional[str] = ..., port: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
+    parent: int
+    argv: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, time: _Optional[float] = ..., kind: _Optional[str] = ..., pid: _Optional[int] = ..., tid: _Optional[int] = ..., comm: _Optional[str] = ..., syscall: _Optional[str] = ..., abi: _Optional[str] = ..., args: _Optional[_Iterable[int]] = ..., result: _Optional[int] = ..., path: _Optional[str] = ..., address: _Optional[str] = ..., port: _Optional[int] = ..., detail: _Optional[str] = ..., parent: _Optional[int] = ..., argv: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetTraceResponse(_message.Message):
     __slots__ = ("events",)

@@ -173,7 +173,7 @@ class FakeRuns:
     async def trace(self, run_id: str) -> AsyncIterator[list[TraceEvent]]:
         self.get(run_id)
         call = TraceEvent(1_500_000_000, "syscall", 2, 2, "mkdir", "x86-64", -13, (1, 1 << 63))
-        yield [TraceEvent(1_000_000_000, "exec", 2, 2, path="/bin/x", detail="parent 1: \udcff"), call]
+        yield [TraceEvent(1_000_000_000, "exec", 2, 2, path="/bin/x", argv=("x", "\udcff")), call]
         yield [TraceEvent(2_000_000_000, "exit", 2, 2)]
 
     async def watch(self, agent: str) -> AsyncIterator[tuple[float, str, str, Event, int]]:
