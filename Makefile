@@ -28,7 +28,7 @@ APT_BENCH := bubblewrap firejail docker.io
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup setup-test setup-vm setup-bench run test test-unit test-host test-vm test-asan soak bench lint format \
+.PHONY: help setup setup-test setup-vm setup-bench run test test-unit test-host test-vm test-asan soak violations bench lint format \
 	proto bpf launcher launcher-asan clean
 
 help: ## list the targets
@@ -98,6 +98,9 @@ test-asan: setup-test launcher-asan ## the host tests with the sanitized launche
 
 soak: setup-test ## mixed runs, eight at a time, for SUPERVISOR_SOAK_SECONDS (600)
 	SUPERVISOR_REQUIRE=host $(BIN)/python -m pytest tests/host -s -m soak $(ARGS)
+
+violations: setup-test ## every forbidden system call tried, and what became of it, as a table
+	@$(BIN)/python -m tests.host.violations_table
 
 bench: setup-bench ## latency beside peers, as ratios; never part of pass or fail
 	@$(BIN)/python -m tests.bench $(ARGS)

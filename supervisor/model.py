@@ -199,14 +199,35 @@ class SyscallCount:
 
 
 @dataclass(frozen=True, slots=True)
+class TracedProcess:
+    """One process of a run, by its last program. `result`: its exit status, or the negated number of the signal it died of.
+
+    `ended_at` and `result` are None where its end was not seen. Times are Unix time in seconds, pids the run's own.
+    """
+
+    pid: int
+    parent: int
+    comm: str
+    path: str
+    started_at: float
+    ended_at: float | None = None
+    result: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TraceSummary:
-    """`complete` is true only when everything that happened was seen: no event dropped, nothing unobservable."""
+    """`complete` is true only when everything that happened was seen: no event dropped, nothing unobservable.
+
+    `processes` are the first 200 of `process_count`.
+    """
 
     level: str = "off"
     complete: bool = False
     events: int = 0
     dropped: int = 0
     syscalls: Mapping[str, SyscallCount] = field(default_factory=dict)
+    processes: tuple[TracedProcess, ...] = ()
+    process_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)

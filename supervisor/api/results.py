@@ -90,6 +90,17 @@ def set_summary(message: pb.TraceSummary, trace: TraceSummary) -> None:
         entry = syscalls[name]
         entry.calls = count.calls
         entry.errors = count.errors
+    message.process_count = trace.process_count
+    for process in trace.processes:
+        message.processes.add(
+            pid=process.pid,
+            parent=process.parent,
+            comm=text(process.comm),
+            path=text(process.path),
+            started_at=process.started_at,
+            ended_at=process.ended_at,
+            result=process.result,
+        )
 
 
 def record_message(record: RunRecord) -> pb.RunRecord:

@@ -316,6 +316,7 @@ class NativeSandbox:
         for seen in reply.violations:
             # -1: its caller was gone before it could be looked at.
             name, abi = decode_syscall(seen.number, seen.arch) if seen.number >= 0 else ("unknown", "")
+            pid, exe = self._tracing.processes.owner(seen.pid) if self._tracing is not None else (0, "")
             found.append(
                 Violation(
                     rule=f"syscalls.{name}",
@@ -326,9 +327,10 @@ class NativeSandbox:
                     syscall=name,
                     abi=abi,
                     args=seen.args,
-                    pid=seen.pid,
+                    pid=pid or seen.pid,
                     tid=seen.pid,
                     comm=seen.comm,
+                    exe=exe,
                 )
             )
         return found

@@ -21,6 +21,7 @@ from supervisor.model import (
     StartError,
     Stream,
     SyscallCount,
+    TracedProcess,
     TraceSummary,
     Usage,
     Violation,
@@ -130,7 +131,11 @@ def _enforcement(message: run_pb2.Enforcement) -> Enforcement:
 def to_summary(message: run_pb2.TraceSummary) -> TraceSummary:
     """The trace's counts."""
     syscalls = {name: SyscallCount(count.calls, count.errors) for name, count in message.syscalls.items()}
-    found: TraceSummary = _fields(TraceSummary, message, syscalls=syscalls)
+    processes = tuple(
+        _fields(TracedProcess, one, ended_at=_present(one, "ended_at"), result=_present(one, "result"))
+        for one in message.processes
+    )
+    found: TraceSummary = _fields(TraceSummary, message, syscalls=syscalls, processes=processes)
     return found
 
 

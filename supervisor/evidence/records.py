@@ -30,6 +30,7 @@ from supervisor.model import (
     RunRecord,
     StartError,
     SyscallCount,
+    TracedProcess,
     TraceSummary,
     Usage,
     Violation,
@@ -323,6 +324,7 @@ def _is_damage(error: sqlite3.Error) -> bool:
 
 
 _USAGE: Final = tuple(field.name for field in fields(Usage))
+_PROCESS: Final = tuple(field.name for field in fields(TracedProcess))
 _ENFORCEMENT: Final = tuple((field.name, field.default) for field in fields(Enforcement))
 _VIOLATION: Final = tuple((field.name, field.default) for field in fields(Violation))
 _ENCODE = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
@@ -377,14 +379,18 @@ def _encode_trace(trace: TraceSummary) -> str | None:
     if trace.level == "off":
         return None
     calls = {name: [count.calls, count.errors] for name, count in trace.syscalls.items()}
-    return _ENCODE([trace.level, trace.complete, trace.events, trace.dropped, calls])
+    processes = [[getattr(process, name) for name in _PROCESS] for process in trace.processes]
+    return _ENCODE([trace.level, trace.complete, trace.events, trace.dropped, calls, processes, trace.process_count])
 
 
 def _decode_trace(text: str | None) -> TraceSummary:
     if text is None:
         return TraceSummary()
-    level, complete, events, dropped, calls = json.loads(text)
-    return TraceSummary(level, complete, events, dropped, {name: SyscallCount(*count) for name, count in calls.items()})
+    level, complete, events, dropped, calls, processes, count = json.loads(text)
+    syscalls = {name: SyscallCount(*counted) for name, counted in calls.items()}
+    return TraceSummary(
+        level, complete, events, dropped, syscalls, tuple(TracedProcess(*values) for values in processes), count
+    )
 
 
 def _encode_usage(usage: Usage) -> str | None:

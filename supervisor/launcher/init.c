@@ -136,6 +136,18 @@ static void read_comm(int proc_fd, int pid, char comm[16])
 	}
 }
 
+/* All that kill(2) reaches with -1 is the run's: in a pid namespace of its own, or by a uid of its
+ * own. As root among the host's processes it would be the host; there the daemon ends the rest. */
+static void end_everything(const struct sandbox *sandbox, pid_t caller)
+{
+	uint32_t flags = sandbox->plan->w.flags;
+
+	if ((flags & PLAN_PID_NS) || !(flags & PLAN_AS_ROOT))
+		kill(-1, SIGKILL);
+	else if (caller > 0)
+		kill(caller, SIGKILL);
+}
+
 /*
  * What must kill: note it and end; seccomp_unotify(2). The call never takes effect, for it is never
  * answered. A caller that was killed or interrupted before we looked has withdrawn its notification
@@ -165,6 +177,12 @@ static void on_violation(struct sandbox *sandbox, int listener)
 	if (notif.pid)
 		read_comm(sandbox->proc_fd, (int)notif.pid, violation->comm);
 	report->violation_count = 1;
+	/*
+	 * First, for our exit closes the listener, which answers the call with ENOSYS, before it
+	 * ends the namespace: in between its caller would run on. What is being forked meets the
+	 * signal too.
+	 */
+	end_everything(sandbox, (pid_t)notif.pid);
 	_exit(124);
 }
 

@@ -6,6 +6,7 @@ A disk that cannot keep up or is full costs events, which are counted; never a r
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from supervisor.evidence.traces import TraceStore, TraceWriter
 from supervisor.model import TraceLevel, TraceSummary
 from supervisor.probes.engine import Probes, Watch
 from supervisor.probes.layout import Level
+from supervisor.probes.processes import Processes
 from supervisor.probes.summary import summarise
 
 if TYPE_CHECKING:
@@ -86,6 +88,8 @@ class Tracing:
         self._level = level
         self._writer: TraceWriter | None = None
         self._lost = 0
+        self._offset = time.time_ns() - time.monotonic_ns()
+        self.processes = Processes(self._offset)
         self.failure = ""
         """Why the full trace is not stored as a whole; empty when it is."""
 
@@ -112,23 +116,26 @@ class Tracing:
     def write(self) -> None:
         """Stores what has come; on the writer's thread."""
         if self._watch is not None:
-            self._store(*self._recorder.probes.take(self._watch))
+            calls, records = self._recorder.probes.take(self._watch)
+            self.processes.add(records)
+            self._store(calls, records)
 
     def _conclude(self) -> TraceSummary:
         watch, self._watch = self._watch, None
         if watch is None:
             return TraceSummary(self._level.value)
         seen = self._recorder.probes.finish(watch)
+        self.processes.add(seen.records)
         if self._level is TraceLevel.FULL:
             self._recorder.forget(self)
             self._store(seen.calls, seen.records)
             self._close_file()
-        return summarise(seen, self._level.value, self._lost)
+        return summarise(seen, self.processes, self._level.value, self._lost)
 
     def _store(self, calls: Sequence[NDArray[np.uint8]], records: Sequence[bytes]) -> None:
         from pyarrow import ArrowException
 
-        from supervisor.probes.table import to_table, wall_offset
+        from supervisor.probes.table import to_table
 
         rows = sum(map(len, calls)) + len(records)
         if self.failure or not rows:
@@ -137,7 +144,7 @@ class Tracing:
         try:
             if self._writer is None:
                 self._writer = self._recorder.store.writer(self._run_id)
-            self._writer.write(to_table(calls, records, wall_offset()))
+            self._writer.write(to_table(calls, records, self._offset))
         except (OSError, ArrowException) as error:
             self._lost += rows
             self._fail(error)

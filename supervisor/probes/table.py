@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,18 +37,13 @@ CALL = np.dtype(
 """struct syscall_record."""
 
 
-def wall_offset() -> int:
-    """What turns CLOCK_MONOTONIC into Unix time, in nanoseconds."""
-    return time.time_ns() - time.monotonic_ns()
-
-
 @functools.cache
 def _names() -> pa.Array:
     return pa.array([syscall_name(number) for number in range(SYSCALL_SLOTS)] + ["unknown"])
 
 
 def to_table(calls: Sequence[NDArray[np.uint8]], records: Sequence[bytes], offset: int) -> pa.Table:
-    """Rows in order of time. `offset` is wall_offset()'s."""
+    """Rows in order of time. `offset` turns CLOCK_MONOTONIC into Unix time."""
     tables = [_calls_table(np.concatenate(calls), offset)] if calls else []
     if records:
         tables.append(_records_table(records, offset))

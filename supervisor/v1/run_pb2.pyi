@@ -346,7 +346,7 @@ class SyscallCount(_message.Message):
     def __init__(self, calls: _Optional[int] = ..., errors: _Optional[int] = ...) -> None: ...
 
 class TraceSummary(_message.Message):
-    __slots__ = ("level", "complete", "events", "dropped", "syscalls")
+    __slots__ = ("level", "complete", "events", "dropped", "syscalls", "processes", "process_count")
     class SyscallsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -359,12 +359,34 @@ class TraceSummary(_message.Message):
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     SYSCALLS_FIELD_NUMBER: _ClassVar[int]
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_COUNT_FIELD_NUMBER: _ClassVar[int]
     level: str
     complete: bool
     events: int
     dropped: int
     syscalls: _containers.MessageMap[str, SyscallCount]
-    def __init__(self, level: _Optional[str] = ..., complete: bool = ..., events: _Optional[int] = ..., dropped: _Optional[int] = ..., syscalls: _Optional[_Mapping[str, SyscallCount]] = ...) -> None: ...
+    processes: _containers.RepeatedCompositeFieldContainer[TracedProcess]
+    process_count: int
+    def __init__(self, level: _Optional[str] = ..., complete: bool = ..., events: _Optional[int] = ..., dropped: _Optional[int] = ..., syscalls: _Optional[_Mapping[str, SyscallCount]] = ..., processes: _Optional[_Iterable[_Union[TracedProcess, _Mapping]]] = ..., process_count: _Optional[int] = ...) -> None: ...
+
+class TracedProcess(_message.Message):
+    __slots__ = ("pid", "parent", "comm", "path", "started_at", "ended_at", "result")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    COMM_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    ENDED_AT_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    parent: int
+    comm: str
+    path: str
+    started_at: float
+    ended_at: float
+    result: int
+    def __init__(self, pid: _Optional[int] = ..., parent: _Optional[int] = ..., comm: _Optional[str] = ..., path: _Optional[str] = ..., started_at: _Optional[float] = ..., ended_at: _Optional[float] = ..., result: _Optional[int] = ...) -> None: ...
 
 class StartError(_message.Message):
     __slots__ = ("stage", "errno", "message")
