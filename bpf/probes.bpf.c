@@ -9,6 +9,7 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
 
+#include "network.h"
 #include "process.h"
 #include "syscalls.h"
 
@@ -25,4 +26,6 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 const struct exec_record *exec_record_type __attribute__((unused));
 const struct fork_record *fork_record_type __attribute__((unused));
 const struct exit_record *exit_record_type __attribute__((unused));
+const struct two_file_record *two_file_record_type __attribute__((unused));
+const struct network_record *network_record_type __attribute__((unused));
 const struct syscall_record *syscall_record_type __attribute__((unused));

@@ -15,7 +15,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	__u64 cgroup;
 
 	run = run_of(task, &cgroup);
-	if (!run)
+	if (!run || run->level == LEVEL_OFF)
 		return 0;
 	counts = counts_of(run);
 	if (!counts)

@@ -13,17 +13,18 @@
 #define PATH_SIZE     256
 
 enum run_level {
+	LEVEL_OFF = 0, /* only its addresses are looked at */
 	LEVEL_SUMMARY = 1,
 	LEVEL_FULL = 2,
 };
 
 /* One run, found by the id of its cgroup. The daemon writes it before the first process exists. */
 struct run_entry {
-	__u32 slot;	 /* of the arrays */
-	__u32 level;	 /* enum run_level */
-	__u32 init_tgid; /* our init, whose own calls are not the run's; 0 until the program is
-			    executed */
-	__u32 doomed;	 /* a violation that kills was seen */
+	__u32 slot;	    /* of the arrays */
+	__u32 level;	    /* enum run_level */
+	__u32 init_tgid;    /* our init, whose own calls are not the run's; 0 until the program is
+			       executed */
+	__u32 deny_network; /* what no rule names may not be reached */
 };
 
 /* Calls that returned. What never does, exit(2) and what death cuts short, is counted at the end of
@@ -45,6 +46,8 @@ enum record_type {
 	RECORD_FORK = 2,
 	RECORD_EXIT = 3,
 	RECORD_SYSCALL = 4,
+	RECORD_FILE = 5,
+	RECORD_NETWORK = 6,
 };
 
 enum syscall_abi {
@@ -95,6 +98,63 @@ struct syscall_record {
 	__u64 args[6];
 	__u32 nr;
 	__u32 abi; /* enum syscall_abi */
+};
+
+/* A call that names files, as its caller named them; `resolved` says that `path` is where the
+ * opened file really lies: its names from the last to the first, each ended by a NUL. */
+struct file_record {
+	struct record_header head;
+	__s64 result;
+	__u32 nr;
+	__u32 flags; /* of open(2) */
+	__u32 resolved;
+	__u32 path_size;
+	char path[PATH_SIZE];
+};
+
+struct two_file_record {
+	struct file_record first;
+	char second[PATH_SIZE];
+};
+
+enum network_operation {
+	NETWORK_CONNECT = 1,
+	NETWORK_SEND = 2, /* a datagram from a socket that is not connected */
+	NETWORK_BIND = 3,
+};
+
+/* What the kernel itself is about to use, not what lies in the caller's memory. */
+struct network_record {
+	struct record_header head;
+	__u32 operation; /* enum network_operation */
+	__u32 denied;
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__u32 port;
+	__u8 address[16]; /* IPv4 as ::ffff:a.b.c.d */
+};
+
+/* Whom a run may reach: the longest prefix that fits decides, by the run's slot and the address. */
+struct address_key {
+	__u32 prefix; /* bits of what follows that count */
+	__u32 slot;
+	__u8 address[16];
+};
+
+#define PORT_RULES 16
+
+struct port_rule {
+	__u16 first;
+	__u16 last;
+	__u32 deny; /* else allow */
+};
+
+/* The first that the port lies in decides; none: the run's default. */
+struct address_rule {
+	__u32 count;
+	__u32 pad;
+	struct port_rule ports[PORT_RULES];
 };
 
 #endif

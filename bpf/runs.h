@@ -32,6 +32,12 @@ struct {
 	__uint(max_entries, 4 << 20);
 } priority SEC(".maps");
 
+/* What a program can cause as fast as it can call: files, addresses. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 8 << 20);
+} details SEC(".maps");
+
 /* Every event of runs traced in full. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

@@ -3,7 +3,7 @@
 #ifndef SUPERVISOR_SYSCALLS_H
 #define SUPERVISOR_SYSCALLS_H
 
-#include "runs.h"
+#include "files.h"
 
 #define TS_COMPAT	0x0002 /* arch/x86/include/asm/thread_info.h */
 #define X32_SYSCALL_BIT 0x40000000
@@ -90,8 +90,11 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long result)
 		return 0; /* the child's side of the same call */
 	counter = count_of(counts, nr, abi);
 	count(result < 0 && result >= -MAX_ERRNO ? &counter->failed : &counter->succeeded);
-	if (run->level == LEVEL_FULL)
+	if (run->level == LEVEL_FULL) {
 		record_syscall(counts, task, cgroup, regs, nr, abi, result);
+		if (abi == ABI_X86_64)
+			record_files(counts, task, regs, cgroup, nr, result);
+	}
 	return 0;
 }
 

@@ -108,8 +108,8 @@ def prepare(config: Config, instance_name: str) -> Parts:
             max_collect_files=config.max_collect_files,
             instance=instance.name,
         )
-        probes, feature = open_probes(hierarchies.group, config.max_concurrent_runs)
-        host = replace(host, features={**host.features, feature.name: feature})
+        probes, features = open_probes(hierarchies.group, config.max_concurrent_runs, hierarchies.unified)
+        host = replace(host, features={**host.features, **{feature.name: feature for feature in features}})
         traces = TraceStore(state_dir / "traces")
         recorder = Recorder(probes, traces) if probes is not None else None
         backend = NativeBackend(settings, host, hierarchies, launchers, recorder)

@@ -25,15 +25,15 @@ def report(
 
     In the catalogue's order. DOCKER_HOST in `environ` says where a Docker daemon is looked for.
     """
-    return [*probe_host(state_dir).features.values(), probe_trace(), probe_docker(environ.get("DOCKER_HOST", ""))]
+    return [*probe_host(state_dir).features.values(), *probe_trace(), probe_docker(environ.get("DOCKER_HOST", ""))]
 
 
-def probe_trace() -> Feature:
+def probe_trace() -> list[Feature]:
     """Whether the probes can be loaded and attached; they are taken back at once."""
-    probes, feature = open_probes("", slots=1)
+    probes, features = open_probes("", slots=1)
     if probes is not None:
         probes.close()
-    return feature
+    return features
 
 
 def probe_docker(address: str = "") -> Feature:

@@ -215,10 +215,22 @@ class TracedProcess:
 
 
 @dataclass(frozen=True, slots=True)
+class TracedAddress:
+    """An address that a run connected to, sent to or bound, `count` times; `denied`: none of them had an effect."""
+
+    operation: str
+    protocol: str
+    address: str
+    port: int
+    count: int
+    denied: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TraceSummary:
     """`complete` is true only when everything that happened was seen: no event dropped, nothing unobservable.
 
-    `processes` are the first 200 of `process_count`.
+    `processes` are the first 200 of `process_count`, `addresses` the first 200.
     """
 
     level: str = "off"
@@ -228,6 +240,7 @@ class TraceSummary:
     syscalls: Mapping[str, SyscallCount] = field(default_factory=dict)
     processes: tuple[TracedProcess, ...] = ()
     process_count: int = 0
+    addresses: tuple[TracedAddress, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

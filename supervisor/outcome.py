@@ -34,8 +34,9 @@ def judge(end: SandboxEnd, limits: Limits, stopped: Outcome | None, program: byt
 
     Raises LaunchFailed, HostLacks or InvalidRequest where not the program but its set-up failed.
     """
-    if end.violations:
-        first = end.violations[0]
+    killing = [violation for violation in end.violations if violation.action == "kill"]
+    if killing:
+        first = killing[0]
         what = f"{first.syscall} ({first.abi}) is forbidden by rule {first.rule}"
         if not first.abi:
             what = "a forbidden system call, withdrawn before it could be looked at"

@@ -50,6 +50,15 @@ _FEATURE_OF_NAMESPACE = {
 
 
 @dataclass(frozen=True, slots=True)
+class AddressPlan:
+    """Whom a run may reach, as HOST, HOST:PORT or NETWORK/BITS[:PORT]; `deny_rest`: nobody else."""
+
+    allow: tuple[str, ...]
+    deny: tuple[str, ...]
+    deny_rest: bool
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchPlan:
     """Everything the backend does for one run. Names and counts only: descriptors, uids and paths on the host come later."""
 
@@ -71,6 +80,7 @@ class LaunchPlan:
     memfd_noexec: bool
     limits: Limits
     network: NetworkMode
+    addresses: AddressPlan | None
     trace: TraceLevel
     terminal: bool
     oom_score_adj: int
@@ -90,7 +100,7 @@ def build(
     Raises HostLacks, PolicyRefused or InvalidRequest.
     """
     policy = effective.policy
-    _check_network(effective)
+    _check_network(effective, host)
     _check_probes(spec, policy, host)
     _check_host(policy, host)
     if policy.process.capabilities:
@@ -130,6 +140,7 @@ def build(
         memfd_noexec=memfd_noexec,
         limits=effective.limits,
         network=effective.network,
+        addresses=_address_rules(effective),
         trace=effective.trace,
         terminal=spec.terminal,
         # Of the host, too, a run is to go before the daemon, whose low score its children inherit.
@@ -140,21 +151,41 @@ def build(
 
 
 def _namespaces(policy: Policy, network: NetworkMode) -> tuple[str, ...]:
-    """The policy's, as the network wants it: none needs a namespace of its own, full the host's."""
+    """The policy's, as the network wants it: none needs a namespace of its own, filtered and full the host's."""
     names = tuple(name for name in policy.isolation.namespaces if name != "network")
-    if network is NetworkMode.FULL:
+    if network in (NetworkMode.FILTERED, NetworkMode.FULL):
         return names
     return policy.isolation.namespaces if "network" in policy.isolation.namespaces else (*names, "network")
 
 
-def _check_network(effective: EffectivePolicy) -> None:
-    if effective.network in (NetworkMode.INTERNAL, NetworkMode.FILTERED):
+def _check_network(effective: EffectivePolicy, host: HostFeatures) -> None:
+    if effective.network is NetworkMode.INTERNAL:
         raise HostLacks(
-            f"network {effective.network.value} needs the address filter of the eBPF probes, which this build does not have",
+            "network internal is not available in this build",
             reason="NETWORK_MODE_NOT_AVAILABLE",
             field="network",
-            metadata={"feature": "cgroup_bpf", "remedy": "use network none or full"},
+            metadata={"feature": "network_internal", "remedy": "use network none, filtered or full"},
         )
+    rules = _address_rules(effective)
+    if rules is not None and not host.has("cgroup_bpf"):
+        found = host.features.get("cgroup_bpf")
+        raise HostLacks(
+            f"network {effective.network.value} under policy {effective.policy.name} needs the address filter of the eBPF "
+            f"probes: {found.detail if found else 'not looked for'}",
+            reason="NETWORK_MODE_NOT_AVAILABLE",
+            field="network",
+            metadata={"feature": "cgroup_bpf", "remedy": found.remedy if found else "use network none"},
+        )
+
+
+def _address_rules(effective: EffectivePolicy) -> AddressPlan | None:
+    """Whom the run may reach; None where nobody has to be held off: without a network, or with all of it."""
+    deny = effective.policy.network.deny
+    if effective.network is NetworkMode.FILTERED:
+        return AddressPlan(effective.allow, deny, deny_rest=True)
+    if effective.network is NetworkMode.FULL and deny:
+        return AddressPlan((), deny, deny_rest=False)
+    return None
 
 
 def _check_probes(spec: RunSpec, policy: Policy, host: HostFeatures) -> None:
@@ -298,6 +329,9 @@ def _enforcement(
     network = "host"
     if "network" in namespaces:
         network = "namespace, loopback only"
+    rules = _address_rules(effective)
+    if rules is not None:
+        network = "host, allowed addresses only" if rules.deny_rest else "host, but for denied addresses"
     user = "root" if policy.process.user == "root" else "own uid"
     if "user" in namespaces:
         user = "own uid in a user namespace"
@@ -309,6 +343,7 @@ def _enforcement(
         cgroup=host.cgroup,
         seccomp=seccomp,
         landlock=f"ABI {landlock}" if landlock else "",
+        cgroup_bpf="addresses" if rules is not None else "",
         network=network,
         user=user,
         missing=tuple(missing),

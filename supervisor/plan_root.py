@@ -150,7 +150,7 @@ def _root_ops(
                 recursive=True,
                 mount=len(mounts) + _tree_index(view, index),
             )
-    if network is NetworkMode.FULL and not view.source:
+    if network in (NetworkMode.FULL, NetworkMode.FILTERED) and not view.source:
         yield Op(OpKind.MOUNT, b"/etc/resolv.conf", attributes=RDONLY | NOSUID | NODEV | NOEXEC, mount=-1)
     yield Op(OpKind.MKDIR, b"/proc", mode=0o555)
     yield Op(OpKind.PROC, b"/proc", attributes=RDONLY | NOSUID | NODEV | NOEXEC)

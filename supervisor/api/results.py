@@ -91,6 +91,15 @@ def set_summary(message: pb.TraceSummary, trace: TraceSummary) -> None:
         entry.calls = count.calls
         entry.errors = count.errors
     message.process_count = trace.process_count
+    for one in trace.addresses:
+        message.addresses.add(
+            operation=one.operation,
+            protocol=one.protocol,
+            address=one.address,
+            port=one.port,
+            count=one.count,
+            denied=one.denied,
+        )
     for process in trace.processes:
         message.processes.add(
             pid=process.pid,

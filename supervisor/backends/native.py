@@ -28,15 +28,17 @@ from supervisor.linux.seccomp import compile_filter
 from supervisor.linux.trees import remove_tree
 from supervisor.linux.uids import UidPool
 from supervisor.model import HostFeatures, Mount, RunSpec, TraceLevel
-from supervisor.plan import LaunchPlan, build
+from supervisor.plan import AddressPlan, LaunchPlan, build
 from supervisor.plan_root import WORK, OpKind, RootView
 from supervisor.policy import EffectivePolicy, Policy
+from supervisor.probes.addresses import AddressRules, make_rules
 from supervisor.probes.recorder import Recorder
 
 log = structlog.get_logger(__name__)
 
 _MAX_FILTERS = 64
 _OPEN_SECONDS = 5.0
+_LOOK_UP_SECONDS = 10.0
 _MAX_MOUNT_OPS = 64  # MAX_MOUNTS of launcher/protocol.h
 
 
@@ -157,8 +159,9 @@ class NativeBackend:
         group = RunGroup.create(self.hierarchies, request.run_id, plan.limits)
         stack.push_async_callback(remove_group, group)
         tracing = None
-        if self.recorder is not None and plan.trace is not TraceLevel.OFF:
-            tracing = self.recorder.watch(request.run_id, group.identity, plan.trace)
+        if self.recorder is not None and (plan.trace is not TraceLevel.OFF or plan.addresses is not None):
+            rules = await self._address_rules(plan.addresses)
+            tracing = self.recorder.watch(request.run_id, group.identity, plan.trace, rules)
             stack.callback(tracing.close)
         sent = SentDescriptors()
         stack.callback(sent.close)
@@ -259,6 +262,20 @@ class NativeBackend:
         finally:
             if top >= 0:
                 os.close(top)
+
+    async def _address_rules(self, plan: AddressPlan | None) -> AddressRules | None:
+        """Off the loop: names are looked up, and a name server may be slow or gone."""
+        if plan is None:
+            return None
+        looking = asyncio.get_running_loop().run_in_executor(
+            self._openers, make_rules, plan.allow, plan.deny, plan.deny_rest
+        )
+        try:
+            return await asyncio.wait_for(asyncio.shield(looking), _LOOK_UP_SECONDS)
+        except TimeoutError:
+            raise InvalidRequest(
+                f"allow: its names were not looked up within {_LOOK_UP_SECONDS:g} s", field="allow"
+            ) from None
 
     async def _open_source(self, mount: Mount, label: str, refusal: Callable[[str], str]) -> sources.Source:
         """Off the loop: a file system whose server is gone answers late or never."""

@@ -333,7 +333,28 @@ class NativeSandbox:
                     exe=exe,
                 )
             )
-        return found
+        return found + self._denials()
+
+    def _denials(self) -> list[Violation]:
+        """Addresses that the run was not let reach."""
+        tracing = self._tracing
+        if tracing is None:
+            return []
+        return [
+            Violation(
+                rule="network",
+                kind=one.operation,
+                severity="medium",
+                action="deny",
+                time=tracing.wall_time(one.time_ns),
+                pid=one.pid,
+                tid=one.tid,
+                exe=tracing.processes.owner(one.tid)[1],
+                address=one.address,
+                port=one.port,
+            )
+            for one in tracing.contacts.denied()
+        ]
 
     def _mount_at_fault(self, reply: Reply) -> int | None:
         """Which of the request's mounts the failed step made room for or mounted."""

@@ -21,6 +21,7 @@ from supervisor.model import (
     StartError,
     Stream,
     SyscallCount,
+    TracedAddress,
     TracedProcess,
     TraceSummary,
     Usage,
@@ -135,7 +136,8 @@ def to_summary(message: run_pb2.TraceSummary) -> TraceSummary:
         _fields(TracedProcess, one, ended_at=_present(one, "ended_at"), result=_present(one, "result"))
         for one in message.processes
     )
-    found: TraceSummary = _fields(TraceSummary, message, syscalls=syscalls, processes=processes)
+    addresses = tuple(_fields(TracedAddress, one) for one in message.addresses)
+    found: TraceSummary = _fields(TraceSummary, message, syscalls=syscalls, processes=processes, addresses=addresses)
     return found
 
 

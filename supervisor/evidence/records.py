@@ -30,6 +30,7 @@ from supervisor.model import (
     RunRecord,
     StartError,
     SyscallCount,
+    TracedAddress,
     TracedProcess,
     TraceSummary,
     Usage,
@@ -324,6 +325,7 @@ def _is_damage(error: sqlite3.Error) -> bool:
 
 
 _USAGE: Final = tuple(field.name for field in fields(Usage))
+_ADDRESS: Final = tuple(field.name for field in fields(TracedAddress))
 _PROCESS: Final = tuple(field.name for field in fields(TracedProcess))
 _ENFORCEMENT: Final = tuple((field.name, field.default) for field in fields(Enforcement))
 _VIOLATION: Final = tuple((field.name, field.default) for field in fields(Violation))
@@ -380,16 +382,24 @@ def _encode_trace(trace: TraceSummary) -> str | None:
         return None
     calls = {name: [count.calls, count.errors] for name, count in trace.syscalls.items()}
     processes = [[getattr(process, name) for name in _PROCESS] for process in trace.processes]
-    return _ENCODE([trace.level, trace.complete, trace.events, trace.dropped, calls, processes, trace.process_count])
+    addresses = [[getattr(one, name) for name in _ADDRESS] for one in trace.addresses]
+    counts = (trace.events, trace.dropped)
+    return _ENCODE([trace.level, trace.complete, *counts, calls, processes, trace.process_count, addresses])
 
 
 def _decode_trace(text: str | None) -> TraceSummary:
     if text is None:
         return TraceSummary()
-    level, complete, events, dropped, calls, processes, count = json.loads(text)
-    syscalls = {name: SyscallCount(*counted) for name, counted in calls.items()}
+    level, complete, events, dropped, calls, processes, count, addresses = json.loads(text)
     return TraceSummary(
-        level, complete, events, dropped, syscalls, tuple(TracedProcess(*values) for values in processes), count
+        level,
+        complete,
+        events,
+        dropped,
+        {name: SyscallCount(*counted) for name, counted in calls.items()},
+        tuple(TracedProcess(*values) for values in processes),
+        count,
+        tuple(TracedAddress(*values) for values in addresses),
     )
 
 

@@ -57,6 +57,7 @@ CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
             ("btf", ("eBPF probes cannot be loaded as they ship", "use a kernel with CONFIG_DEBUG_INFO_BTF")),
             ("bpf", ("no eBPF: no traces and no address filter", "use a kernel with CONFIG_BPF_SYSCALL; run as root with CAP_BPF")),
             ("trace", ("runs are not traced: neither counts of their system calls nor their processes", "use a kernel with CONFIG_DEBUG_INFO_BTF, as root with CAP_BPF and CAP_PERFMON; build with clang and libbpf-dev, run with libbpf1")),
+            ("cgroup_bpf", ("--net filtered is impossible, and no address can be denied", "use Linux 5.12 or later with CONFIG_CGROUP_BPF; as for trace")),
             ("docker", ("the docker backend cannot be used; native runs need none", "start dockerd, or set DOCKER_HOST")),
         )
     )

@@ -7,12 +7,14 @@ takes out what was seen of it. A run costs a map update, not an attach.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from supervisor.errors import Exhausted
+from supervisor.probes.addresses import AddressRules
 from supervisor.probes.layout import CGROUP_AT, COUNT_WORDS, DROPPED_WORD, RUN_ENTRY, SYSCALL, Level
 from supervisor.probes.libbpf import BpfError, BpfObject
 from supervisor.probes.ring import Ring
@@ -28,6 +30,9 @@ CALLS_KEPT = 2_000_000
 
 _ZERO = bytes(COUNT_WORDS * 8)
 _OWN_LEVEL = "own_level"
+_WAIT_SECONDS = 0.05
+_PAUSE_SECONDS = 0.0001
+_ON_ADDRESS = ("on_connect", "on_sendmsg", "on_bind")
 
 
 @dataclass(slots=True)
@@ -40,6 +45,7 @@ class Watch:
     records: list[bytes] = field(default_factory=list)
     calls: list[NDArray[np.uint8]] = field(default_factory=list)
     overflow: int = 0
+    addresses: list[bytes] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +69,18 @@ class Probes:
         self._runs = program.map("runs")
         self._memory = program.map("counts").memory()
         self._counts = memoryview(self._memory).cast("Q")
-        priority, bulk = program.map("priority"), program.map("bulk")
+        self._addresses = program.map("addresses")
+        priority, details, bulk = (program.map(name) for name in ("priority", "details", "bulk"))
         self._priority = Ring(priority.fd, priority.max_entries)
+        self._details = Ring(details.fd, details.max_entries)
         self._bulk = Ring(bulk.fd, bulk.max_entries)
 
     @classmethod
-    def open(cls, path: Path, *, levels_below: int, slots: int) -> Probes:
+    def open(cls, path: Path, *, levels_below: int, slots: int, group: int = -1) -> Probes:
         """Loads and attaches the object at `path`. Raises BpfError.
 
-        The groups of runs lie `levels_below` deeper in the v2 tree than the caller's own (it may be negative).
+        The groups of runs lie `levels_below` deeper in the v2 tree than the caller's own (it may be negative). `group` is a
+        descriptor of the directory that they are made in, where the address hooks go; without it those are only loaded.
         """
         program = BpfObject.open(path)
         try:
@@ -80,14 +89,17 @@ class Probes:
             program.load()
             program.set_word(".data", "group_level", program.run(_OWN_LEVEL) + levels_below)
             for name in program.programs():
-                if name != _OWN_LEVEL:
+                if name.startswith(_ON_ADDRESS):
+                    if group >= 0:
+                        program.attach_cgroup(name, group)
+                elif name != _OWN_LEVEL:
                     program.attach(name)
             return cls(program, slots)
         except BaseException:
             program.close()
             raise
 
-    def watch(self, cgroup: int, level: Level) -> Watch:
+    def watch(self, cgroup: int, level: Level, rules: AddressRules | None = None) -> Watch:
         """Enters the run whose cgroup has this id (its directory's inode number). Raises Exhausted, BpfError."""
         with self._lock:
             if not self._free:
@@ -97,7 +109,11 @@ class Probes:
             self._counts[slot * COUNT_WORDS : (slot + 1) * COUNT_WORDS] = memoryview(_ZERO).cast("Q")
             watch = self._watched[cgroup] = Watch(cgroup, slot, level)
             try:
-                self._runs.update(cgroup.to_bytes(8, "little"), RUN_ENTRY.pack(slot, level, 0, 0))
+                for key, value in rules.entries(slot) if rules is not None else ():
+                    self._addresses.update(key, value)
+                    watch.addresses.append(key)
+                deny = rules is not None and rules.deny_rest
+                self._runs.update(cgroup.to_bytes(8, "little"), RUN_ENTRY.pack(slot, level, 0, deny))
             except BpfError:
                 self._forget(watch)
                 raise
@@ -106,7 +122,7 @@ class Probes:
     def finish(self, watch: Watch) -> Seen:
         """What was seen of a run none of whose processes is left. It is no longer watched afterwards."""
         with self._lock:
-            self._drain()
+            self._drain_whole()
             self._runs.delete(watch.cgroup.to_bytes(8, "little"))
             counts = self._counts[watch.slot * COUNT_WORDS : (watch.slot + 1) * COUNT_WORDS].tolist()
             self._forget(watch)
@@ -130,23 +146,37 @@ class Probes:
 
     def _forget(self, watch: Watch) -> None:
         if self._watched.pop(watch.cgroup, None) is not None:
+            for key in watch.addresses:
+                self._addresses.delete(key)
             self._free.append(watch.slot)
 
     def _drain(self) -> None:
-        while records := self._priority.read():
-            for record in records:
-                watch = self._watched.get(int.from_bytes(record[CGROUP_AT], "little"))
-                if watch is None:
-                    continue
-                if len(watch.records) < RECORDS_KEPT:
-                    watch.records.append(record)
-                else:
-                    watch.overflow += 1
-        while self._bulk.backlog:
-            calls = self._bulk.read_uniform(SYSCALL.size)
-            if not len(calls):
-                break
-            self._divide(calls)
+        """What is there by now: a run that writes on and on does not hold it up."""
+        for ring in (self._priority, self._details):
+            for record in ring.read(ring.size):
+                self._keep(record)
+        if self._bulk.backlog:
+            self._divide(self._bulk.read_uniform(SYSCALL.size, self._bulk.size))
+
+    def _drain_whole(self) -> None:
+        """All that has been written by now. A record that another run is just writing is waited for: ours may lie behind it."""
+        rings = (self._priority, self._details, self._bulk)
+        ends = [ring.produced for ring in rings]
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while True:
+            self._drain()
+            if all(ring.consumed >= end for ring, end in zip(rings, ends, strict=True)) or time.monotonic() > deadline:
+                return
+            time.sleep(_PAUSE_SECONDS)
+
+    def _keep(self, record: bytes) -> None:
+        watch = self._watched.get(int.from_bytes(record[CGROUP_AT], "little"))
+        if watch is None:
+            return
+        if len(watch.records) < RECORDS_KEPT:
+            watch.records.append(record)
+        else:
+            watch.overflow += 1
 
     def _divide(self, calls: NDArray[np.uint8]) -> None:
         """Rows of the bulk ring to the runs they are of."""
@@ -167,6 +197,7 @@ class Probes:
     def close(self) -> None:
         with self._lock:
             self._priority.close()
+            self._details.close()
             self._bulk.close()
             self._counts.release()
             self._memory.close()

@@ -17,7 +17,7 @@ SEEN_WORD: Final = SYSCALL_SLOTS * 2
 DROPPED_WORD: Final = SYSCALL_SLOTS * 2 + 1
 
 RUN_ENTRY: Final = struct.Struct("=IIII")
-"""struct run_entry: slot, level, init_tgid, doomed."""
+"""struct run_entry: slot, level, init_tgid, deny_network."""
 
 HEAD: Final = struct.Struct("=QQIIHHI")
 """struct record_header: time_ns, cgroup, pid, tid, type, size, host_tid."""
@@ -28,10 +28,22 @@ FORK: Final = struct.Struct("=32xII16s")
 EXIT: Final = struct.Struct("=32xIIiI16s")
 SYSCALL: Final = struct.Struct("=32xq6QII")
 
+FILE: Final = struct.Struct("=32xqIIII256s")
+"""struct file_record after its head: result, nr, flags, resolved, path_size, path."""
+TWO_FILE: Final = struct.Struct("=32xqIIII256s256s")
+NETWORK: Final = struct.Struct("=32xIIIIII16s")
+"""struct network_record after its head: operation, denied, family, type, protocol, port, address."""
+
+ADDRESS_KEY: Final = struct.Struct("=II16s")
+ADDRESS_RULE_HEAD: Final = struct.Struct("=II")
+PORT_RULE: Final = struct.Struct("=HHI")
+PORT_RULES_MAX: Final = 16
+
 ABI_NAMES: Final = ("x86-64", "i386", "x32")
 
 
 class Level(IntEnum):
+    OFF = 0
     SUMMARY = 1
     FULL = 2
 
@@ -41,6 +53,8 @@ class RecordType(IntEnum):
     FORK = 2
     EXIT = 3
     SYSCALL = 4
+    FILE = 5
+    NETWORK = 6
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,16 +14,27 @@ from supervisor.shipped import PACKAGE_DIR
 OBJECT = PACKAGE_DIR / "probes" / "bin" / "probes.bpf.o"
 
 
-def open_probes(group: str, slots: int) -> tuple[Probes | None, Feature]:
-    """The probes for runs whose groups are made below `group`, a path below the v2 mount; None where they cannot be had."""
+def open_probes(group: str, slots: int, directory: int = -1) -> tuple[Probes | None, list[Feature]]:
+    """The probes for runs whose groups are made below `group`, a path below the v2 mount; None where they cannot be had.
+
+    `directory` is a descriptor of it, where the address hooks go.
+    """
     if not OBJECT.exists():
-        return None, describe("trace", False, f"{OBJECT} is not there: this installation was built without clang")
+        return None, _missing(f"{OBJECT} is not there: this installation was built without clang")
     try:
-        probes = Probes.open(OBJECT, levels_below=_depth(group) + 1 - _depth(_own_group()), slots=slots)
+        levels = _depth(group) + 1 - _depth(_own_group())
+        probes = Probes.open(OBJECT, levels_below=levels, slots=slots, group=directory)
     except BpfError as error:
         last = error.log.strip().splitlines()[-1:] or [""]
-        return None, describe("trace", False, f"{error.strerror}{': ' if last[0] else ''}{last[0]}"[:300])
-    return probes, describe("trace", True, "tracepoints with type information (tp_btf), libbpf")
+        return None, _missing(f"{error.strerror}{': ' if last[0] else ''}{last[0]}"[:300])
+    return probes, [
+        describe("trace", True, "tracepoints with type information (tp_btf), libbpf"),
+        describe("cgroup_bpf", True, "connect, sendmsg, bind"),
+    ]
+
+
+def _missing(detail: str) -> list[Feature]:
+    return [describe(name, False, detail) for name in ("trace", "cgroup_bpf")]
 
 
 def _depth(path: str) -> int:

@@ -15,6 +15,8 @@ import structlog
 
 from supervisor.evidence.traces import TraceStore, TraceWriter
 from supervisor.model import TraceLevel, TraceSummary
+from supervisor.probes.addresses import AddressRules
+from supervisor.probes.contacts import Contacts
 from supervisor.probes.engine import Probes, Watch
 from supervisor.probes.layout import Level
 from supervisor.probes.processes import Processes
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_LEVELS = {TraceLevel.SUMMARY: Level.SUMMARY, TraceLevel.FULL: Level.FULL}
+_LEVELS = {TraceLevel.OFF: Level.OFF, TraceLevel.SUMMARY: Level.SUMMARY, TraceLevel.FULL: Level.FULL}
 _SUMMARY_PERIOD_SECONDS = 0.05
 _FULL_PERIOD_SECONDS = 0.005
 _FLUSH_ROWS = 100_000
@@ -43,9 +45,9 @@ class Recorder:
         self.write_thread = ThreadPoolExecutor(1, "trace-write")
         self._reader: asyncio.Task[None] | None = None
 
-    def watch(self, run_id: str, cgroup: int, level: TraceLevel) -> Tracing:
+    def watch(self, run_id: str, cgroup: int, level: TraceLevel, rules: AddressRules | None = None) -> Tracing:
         """Enters a run before its first process exists. Raises Exhausted, BpfError."""
-        tracing = Tracing(self, self.probes.watch(cgroup, _LEVELS[level]), run_id, level)
+        tracing = Tracing(self, self.probes.watch(cgroup, _LEVELS[level], rules), run_id, level)
         if level is TraceLevel.FULL:
             self._full.add(tracing)
         if self._reader is None or self._reader.done():
@@ -90,6 +92,7 @@ class Tracing:
         self._lost = 0
         self._offset = time.time_ns() - time.monotonic_ns()
         self.processes = Processes(self._offset)
+        self.contacts = Contacts()
         self.failure = ""
         """Why the full trace is not stored as a whole; empty when it is."""
 
@@ -117,20 +120,28 @@ class Tracing:
         """Stores what has come; on the writer's thread."""
         if self._watch is not None:
             calls, records = self._recorder.probes.take(self._watch)
-            self.processes.add(records)
+            self._sum_up(records)
             self._store(calls, records)
+
+    def _sum_up(self, records: Sequence[bytes]) -> None:
+        self.processes.add(records)
+        self.contacts.add(records)
+
+    def wall_time(self, time_ns: int) -> float:
+        """Unix time of a record's, in seconds."""
+        return (time_ns + self._offset) / 1e9
 
     def _conclude(self) -> TraceSummary:
         watch, self._watch = self._watch, None
         if watch is None:
             return TraceSummary(self._level.value)
         seen = self._recorder.probes.finish(watch)
-        self.processes.add(seen.records)
+        self._sum_up(seen.records)
         if self._level is TraceLevel.FULL:
             self._recorder.forget(self)
             self._store(seen.calls, seen.records)
             self._close_file()
-        return summarise(seen, self.processes, self._level.value, self._lost)
+        return summarise(seen, self.processes, self.contacts, self._level.value, self._lost)
 
     def _store(self, calls: Sequence[NDArray[np.uint8]], records: Sequence[bytes]) -> None:
         from pyarrow import ArrowException

@@ -38,6 +38,15 @@ class Ring:
         """Bytes that wait to be read."""
         return self._produced[0] - self._consumed[0]
 
+    @property
+    def produced(self) -> int:
+        """How much the kernel has written since the beginning, in bytes; `consumed` is how much of that has been read."""
+        return self._produced[0]
+
+    @property
+    def consumed(self) -> int:
+        return self._consumed[0]
+
     def read(self, most: int = 1 << 22) -> list[bytes]:
         """Every committed record, up to about `most` bytes; for rings whose records differ in size."""
         at, end = self._consumed[0], self._produced[0]
@@ -55,13 +64,13 @@ class Ring:
         self._consumed[0] = at
         return found
 
-    def read_uniform(self, size: int, most: int = 1 << 17) -> NDArray[np.uint8]:
-        """Up to `most` committed records of `size` bytes, one a row, copied; for rings with no other records."""
+    def read_uniform(self, size: int, most: int) -> NDArray[np.uint8]:
+        """Up to `most` bytes of committed records of `size` bytes, one a row, copied; for rings with no other records."""
         import numpy as np
 
         stride = _HEADER + size
         at, end = self._consumed[0], self._produced[0]
-        count = min((end - at) // stride, most)
+        count = min(end - at, most) // stride
         place = at & (self.size - 1)
         rows = np.frombuffer(self._data, "u1", count * stride, place).reshape(count, stride)
         busy = np.flatnonzero(rows[:, 3] & (_BUSY >> 24))

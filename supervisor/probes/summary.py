@@ -6,6 +6,7 @@ import functools
 
 from supervisor.linux.seccomp import AUDIT_ARCH_X86_64, decode_syscall
 from supervisor.model import SyscallCount, TraceSummary
+from supervisor.probes.contacts import Contacts
 from supervisor.probes.engine import Seen
 from supervisor.probes.layout import SEEN_WORD, SYSCALL_OTHER, SYSCALL_SLOTS
 from supervisor.probes.processes import Processes
@@ -17,7 +18,7 @@ def syscall_name(number: int) -> str:
     return "other" if number == SYSCALL_OTHER else decode_syscall(number, AUDIT_ARCH_X86_64)[0]
 
 
-def summarise(seen: Seen, processes: Processes, level: str, lost: int = 0) -> TraceSummary:
+def summarise(seen: Seen, processes: Processes, contacts: Contacts, level: str, lost: int = 0) -> TraceSummary:
     """`lost`: events that were seen but could not be stored."""
     counts = seen.counts
     calls = {}
@@ -26,4 +27,13 @@ def summarise(seen: Seen, processes: Processes, level: str, lost: int = 0) -> Tr
         if succeeded or failed:
             calls[syscall_name(number)] = SyscallCount(succeeded + failed, failed)
     dropped = seen.dropped + lost
-    return TraceSummary(level, dropped == 0, counts[SEEN_WORD], dropped, calls, processes.shown(), processes.count)
+    return TraceSummary(
+        level,
+        dropped == 0,
+        counts[SEEN_WORD],
+        dropped,
+        calls,
+        processes.shown(),
+        processes.count,
+        contacts.shown(),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 from collections.abc import Sequence
@@ -11,7 +12,19 @@ import numpy as np
 import pyarrow as pa
 
 from supervisor.evidence.traces import schema
-from supervisor.probes.layout import ABI_NAMES, EXEC, EXIT, FORK, SYSCALL_SLOTS, RecordType, head_of, text
+from supervisor.probes.contacts import read_contact
+from supervisor.probes.layout import (
+    ABI_NAMES,
+    EXEC,
+    EXIT,
+    FILE,
+    FORK,
+    SYSCALL_SLOTS,
+    TWO_FILE,
+    RecordType,
+    head_of,
+    text,
+)
 from supervisor.probes.summary import syscall_name
 
 if TYPE_CHECKING:
@@ -91,6 +104,10 @@ def _row(record: bytes, offset: int) -> dict[str, Any]:
         child_pid, child_tid, comm = FORK.unpack_from(record)
         detail = "process" if child_pid == child_tid else "thread"
         return row | {"kind": "fork", "comm": text(comm), "detail": detail, "result": child_tid}
+    if head.type == RecordType.FILE:
+        return row | _file(record, head.size)
+    if head.type == RecordType.NETWORK:
+        return row | _contact(record)
     status, leader, number, _abi, comm = EXIT.unpack_from(record)
     code = os.waitstatus_to_exitcode(status & 0xFFFF)
     how = f"killed by signal {-code}" if code < 0 else f"exited with {code}"
@@ -100,4 +117,62 @@ def _row(record: bytes, offset: int) -> dict[str, Any]:
         "comm": text(comm),
         "result": code,
         "detail": f"{'process' if leader else 'thread'} {how}{within}",
+    }
+
+
+_FILE_KINDS = {
+    "open": ("open", "openat", "openat2", "creat"),
+    "unlink": ("unlink", "unlinkat", "rmdir"),
+    "rename": ("rename", "renameat", "renameat2"),
+    "link": ("link", "linkat", "symlink", "symlinkat"),
+    "mkdir": ("mkdir", "mkdirat"),
+    "mknod": ("mknod", "mknodat"),
+    "chmod": ("chmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchownat", "setxattr"),
+    "write": ("truncate",),
+    "chdir": ("chdir", "chroot"),
+}
+_KIND_OF = {name: kind for kind, names in _FILE_KINDS.items() for name in names}
+
+
+def _file(record: bytes, size: int) -> dict[str, Any]:
+    result, number, flags, resolved, length, path = FILE.unpack_from(record)
+    name = syscall_name(number)
+    second = text(TWO_FILE.unpack_from(record)[-1]) if size == TWO_FILE.size else ""
+    kind = _KIND_OF.get(name, "file")
+    return {
+        "kind": kind,
+        "syscall": name,
+        "abi": ABI_NAMES[0],
+        "result": result,
+        "path": _upward(path[:length]) if resolved else text(path),
+        "detail": second or (_open_flags(flags) if kind == "open" else ""),
+    }
+
+
+def _upward(names: bytes) -> str:
+    """A path from its names, the last one first. What has no name, such as a pipe's end opened anew, is "/"."""
+    return "/" + "/".join(text(name) for name in reversed(names.split(b"\0")[:-1]))
+
+
+def _open_flags(flags: int) -> str:
+    words = [("O_RDONLY", "O_WRONLY", "O_RDWR", "O_ACCMODE")[flags & os.O_ACCMODE]]
+    words += [
+        name for name in ("O_CREAT", "O_EXCL", "O_TRUNC", "O_APPEND", "O_DIRECTORY", "O_PATH") if _has(flags, name)
+    ]
+    return "|".join(words)
+
+
+def _has(flags: int, name: str) -> bool:
+    bit: int = getattr(os, name)
+    return flags & bit == bit
+
+
+def _contact(record: bytes) -> dict[str, Any]:
+    one = read_contact(record)
+    return {
+        "kind": one.operation,
+        "address": one.address,
+        "port": one.port,
+        "result": -errno.EPERM if one.denied else 0,
+        "detail": f"{one.protocol}, denied" if one.denied else one.protocol,
     }

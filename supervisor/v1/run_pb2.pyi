@@ -346,7 +346,7 @@ class SyscallCount(_message.Message):
     def __init__(self, calls: _Optional[int] = ..., errors: _Optional[int] = ...) -> None: ...
 
 class TraceSummary(_message.Message):
-    __slots__ = ("level", "complete", "events", "dropped", "syscalls", "processes", "process_count")
+    __slots__ = ("level", "complete", "events", "dropped", "syscalls", "processes", "process_count", "addresses")
     class SyscallsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -361,6 +361,7 @@ class TraceSummary(_message.Message):
     SYSCALLS_FIELD_NUMBER: _ClassVar[int]
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
     PROCESS_COUNT_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     level: str
     complete: bool
     events: int
@@ -368,7 +369,24 @@ class TraceSummary(_message.Message):
     syscalls: _containers.MessageMap[str, SyscallCount]
     processes: _containers.RepeatedCompositeFieldContainer[TracedProcess]
     process_count: int
-    def __init__(self, level: _Optional[str] = ..., complete: bool = ..., events: _Optional[int] = ..., dropped: _Optional[int] = ..., syscalls: _Optional[_Mapping[str, SyscallCount]] = ..., processes: _Optional[_Iterable[_Union[TracedProcess, _Mapping]]] = ..., process_count: _Optional[int] = ...) -> None: ...
+    addresses: _containers.RepeatedCompositeFieldContainer[TracedAddress]
+    def __init__(self, level: _Optional[str] = ..., complete: bool = ..., events: _Optional[int] = ..., dropped: _Optional[int] = ..., syscalls: _Optional[_Mapping[str, SyscallCount]] = ..., processes: _Optional[_Iterable[_Union[TracedProcess, _Mapping]]] = ..., process_count: _Optional[int] = ..., addresses: _Optional[_Iterable[_Union[TracedAddress, _Mapping]]] = ...) -> None: ...
+
+class TracedAddress(_message.Message):
+    __slots__ = ("operation", "protocol", "address", "port", "count", "denied")
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    DENIED_FIELD_NUMBER: _ClassVar[int]
+    operation: str
+    protocol: str
+    address: str
+    port: int
+    count: int
+    denied: bool
+    def __init__(self, operation: _Optional[str] = ..., protocol: _Optional[str] = ..., address: _Optional[str] = ..., port: _Optional[int] = ..., count: _Optional[int] = ..., denied: bool = ...) -> None: ...
 
 class TracedProcess(_message.Message):
     __slots__ = ("pid", "parent", "comm", "path", "started_at", "ended_at", "result")

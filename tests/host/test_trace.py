@@ -255,3 +255,30 @@ def test_a_killed_daemon_leaves_no_program_map_or_link(make_daemon: Callable[...
     daemon.process.wait()
     wait_until(lambda: not (during - before) & bpf_objects(), 5, "the kernel has taken them back")
     daemon.start()  # and removes what else was left
+
+
+def test_files_are_told_by_their_real_paths(supervisor: Supervisor) -> None:
+    """What was opened is found through the descriptor, whatever name led to it; what failed, by the name that was given."""
+    script = (
+        "mkdir d && cd d && ln -s /etc/hostname link && cat link > /dev/null; cat ../../etc/./hostname > /dev/null; "
+        "echo x > new; mv new newer; chmod 600 newer; rm newer; cat /root/secret; : > /tmp/t"
+    )
+    result = supervisor.execute(["sh", "-c", script], trace="full", timeout=scaled(10))
+    assert result.exit_code == 0, result.stderr
+    events = list(supervisor.trace(result.run_id))
+
+    def of(kind: str) -> set[tuple[str, str, bool]]:
+        return {(event.path, event.detail, event.result >= 0) for event in events if event.kind == kind}
+
+    assert ("/etc/hostname", "O_RDONLY", True) in of("open")
+    assert not {path for path, _, good in of("open") if good and ("link" in path or ".." in path)}
+    assert ("/work/d/new", "O_WRONLY|O_CREAT|O_TRUNC", True) in of("open")
+    assert ("/tmp/t", "O_WRONLY|O_CREAT|O_TRUNC", True) in of("open")
+    assert ("/root/secret", "O_RDONLY", False) in of("open")
+    assert ("d", "", True) in of("mkdir")
+    assert ("/etc/hostname", "link", True) in of("link")
+    assert ("new", "newer", True) in of("rename")
+    assert ("newer", "", True) in of("chmod")
+    assert ("newer", "", True) in of("unlink")
+    opened = [event for event in events if event.kind == "open" and event.path == "/etc/hostname"]
+    assert len(opened) == 2 and {event.syscall for event in opened} == {"openat"}

@@ -11,7 +11,7 @@ import pytest
 
 from supervisor.errors import HostLacks, InvalidRequest, PolicyRefused
 from supervisor.model import Feature, HostFeatures, Mount, NetworkMode, RunSpec, TraceLevel
-from supervisor.plan import LaunchPlan, build
+from supervisor.plan import AddressPlan, LaunchPlan, build
 from supervisor.plan_root import OpKind, RootEntry, RootView
 from supervisor.policy import narrow
 from supervisor.policy_file import PolicySet
@@ -49,6 +49,7 @@ FEATURES = [
     "memory_peak",
     "pids_peak",
     "trace",
+    "cgroup_bpf",
 ]
 HOST = HostFeatures(
     kernel="6.1.0",
@@ -119,11 +120,21 @@ def test_without_probes_a_trace_is_missing_and_one_that_is_asked_for_is_refused(
     assert (caught.value.reason, caught.value.metadata["remedy"]) == ("TRACE_NOT_AVAILABLE", "use another kernel")
 
 
-@pytest.mark.parametrize("mode", [NetworkMode.INTERNAL, NetworkMode.FILTERED])
-def test_network_modes_of_the_probes_are_refused(mode: NetworkMode) -> None:
+def test_network_internal_is_refused() -> None:
     with pytest.raises(HostLacks) as caught:
-        plan_of("moderate", RunSpec(argv=(b"true",), network=mode))
+        plan_of("moderate", RunSpec(argv=(b"true",), network=NetworkMode.INTERNAL))
     assert caught.value.reason == "NETWORK_MODE_NOT_AVAILABLE"
+
+
+def test_network_filtered_has_the_hosts_network_and_rules_or_is_refused() -> None:
+    spec = RunSpec(argv=(b"true",), network=NetworkMode.FILTERED, allow=("10.0.0.1:80",))
+    plan = plan_of("moderate", spec)
+    assert plan.addresses == AddressPlan(("10.0.0.1:80",), plan.addresses.deny, True) if plan.addresses else False
+    assert "network" not in plan.namespaces and plan.enforcement.cgroup_bpf == "addresses"
+    lacking = dict(HOST.features, cgroup_bpf=Feature("cgroup_bpf", False, "EPERM", "no filter", "be root"))
+    with pytest.raises(HostLacks) as caught:
+        plan_of("moderate", spec, replace(HOST, features=lacking))
+    assert (caught.value.field, caught.value.metadata["remedy"]) == ("network", "be root")
 
 
 def test_network_full_has_no_network_namespace() -> None:

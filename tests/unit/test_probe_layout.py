@@ -94,6 +94,10 @@ def sizes(format: struct.Struct) -> list[tuple[int, int]]:
         ("exec_record", layout.EXEC),
         ("fork_record", layout.FORK),
         ("exit_record", layout.EXIT),
+        ("file_record", layout.FILE),
+        ("network_record", layout.NETWORK),
+        ("address_key", layout.ADDRESS_KEY),
+        ("port_rule", layout.PORT_RULE),
     ],
 )
 def test_struct(types: Types, name: str, format: struct.Struct) -> None:
@@ -108,6 +112,12 @@ def test_syscall_record(types: Types) -> None:
         "head": 0, "result": 32, "args": 40, "nr": 88, "abi": 92,
     }  # fmt: skip
     assert types.size_of("record_header") == 32
+
+
+def test_records_in_two_parts(types: Types) -> None:
+    assert types.size_of("two_file_record") == layout.TWO_FILE.size
+    rule = layout.ADDRESS_RULE_HEAD.size + layout.PORT_RULES_MAX * layout.PORT_RULE.size
+    assert types.size_of("address_rule") == rule
 
 
 def test_run_counts(types: Types) -> None:

@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Addresses: recorded always, denied where a run's rules say so. The hooks lie on the daemon's
+ * group, hence on every run below it, and see the kernel's own copy of an address: changing the
+ * caller's memory after the check changes nothing.
+ */
+#ifndef SUPERVISOR_NETWORK_H
+#define SUPERVISOR_NETWORK_H
+
+#include <bpf/bpf_endian.h>
+
+#include "runs.h"
+
+#define ALLOWED	  1
+#define DENIED	  0 /* the caller gets EPERM */
+#define SLOT_BITS 32
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct address_key);
+	__type(value, struct address_rule);
+} addresses SEC(".maps");
+
+static __always_inline int verdict(const struct run_entry *run, const __u8 address[16], __u16 port)
+{
+	struct address_key key = {.prefix = SLOT_BITS + 128, .slot = run->slot};
+	struct address_rule *rule;
+
+	__builtin_memcpy(key.address, address, sizeof(key.address));
+	rule = bpf_map_lookup_elem(&addresses, &key);
+	for (__u32 i = 0; rule && i < PORT_RULES && i < rule->count; i++) {
+		if (port >= rule->ports[i].first && port <= rule->ports[i].last)
+			return rule->ports[i].deny ? DENIED : ALLOWED;
+	}
+	return run->deny_network ? DENIED : ALLOWED;
+}
+
+static __always_inline int on_address(struct bpf_sock_addr *ctx, __u32 operation, int is_v6)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+	__u16 port = bpf_ntohs((__u16)ctx->user_port);
+	struct network_record *record;
+	struct run_counts *counts;
+	struct run_entry *run;
+	__u8 address[16] = {};
+	int allowed;
+	__u64 cgroup;
+
+	run = run_of(task, &cgroup);
+	if (!run)
+		return ALLOWED;
+	if (is_v6) {
+		__u32 words[4] = {ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2],
+				  ctx->user_ip6[3]};
+
+		__builtin_memcpy(address, words, sizeof(address));
+	} else {
+		__u32 word = ctx->user_ip4;
+
+		address[10] = address[11] = 0xff;
+		__builtin_memcpy(address + 12, &word, sizeof(word));
+	}
+	allowed = operation == NETWORK_BIND ? ALLOWED : verdict(run, address, port);
+	counts = counts_of(run);
+	if (!counts)
+		return allowed;
+	record = bpf_ringbuf_reserve(&details, sizeof(*record), 0);
+	if (!record) {
+		count(&counts->dropped);
+		return allowed;
+	}
+	fill_head(&record->head, task, cgroup, RECORD_NETWORK, sizeof(*record));
+	record->operation = operation;
+	record->denied = !allowed;
+	record->family = ctx->family;
+	record->type = ctx->type;
+	record->protocol = ctx->protocol;
+	record->port = port;
+	__builtin_memcpy(record->address, address, sizeof(address));
+	count(&counts->seen);
+	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	return allowed;
+}
+
+SEC("cgroup/connect4")
+int on_connect4(struct bpf_sock_addr *ctx)
+{
+	return on_address(ctx, NETWORK_CONNECT, 0);
+}
+
+SEC("cgroup/connect6")
+int on_connect6(struct bpf_sock_addr *ctx)
+{
+	return on_address(ctx, NETWORK_CONNECT, 1);
+}
+
+SEC("cgroup/sendmsg4")
+int on_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return on_address(ctx, NETWORK_SEND, 0);
+}
+
+SEC("cgroup/sendmsg6")
+int on_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return on_address(ctx, NETWORK_SEND, 1);
+}
+
+SEC("cgroup/bind4")
+int on_bind4(struct bpf_sock_addr *ctx)
+{
+	return on_address(ctx, NETWORK_BIND, 0);
+}
+
+SEC("cgroup/bind6")
+int on_bind6(struct bpf_sock_addr *ctx)
+{
+	return on_address(ctx, NETWORK_BIND, 1);
+}
+
+#endif
