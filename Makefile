@@ -24,11 +24,11 @@ APT_TEST := git nodejs openssl busybox-static perl python3-numpy procps iproute2
 # What boots a full kernel for the VM lane.
 APT_VM := qemu-system-x86 linux-image-amd64 kmod udev zstd busybox-static
 # The peers that `make bench` compares with.
-APT_BENCH := bubblewrap firejail docker.io
+APT_BENCH := bubblewrap firejail docker.io redis-server redis-tools
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup setup-test setup-vm setup-bench run test test-unit test-host test-vm test-asan soak violations bench lint format \
+.PHONY: help setup setup-test setup-vm setup-bench run test test-unit test-host test-vm test-asan soak violations bench bench-trace lint format \
 	proto bpf launcher launcher-asan clean
 
 help: ## list the targets
@@ -104,6 +104,9 @@ violations: setup-test ## every forbidden system call tried, and what became of 
 
 bench: setup-bench ## latency beside peers, as ratios; never part of pass or fail
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+bench-trace: setup-bench ## what tracing costs, beside the same sandbox without it and strace
+	@$(BIN)/python -m tests.bench.trace
 
 lint: setup ## ruff, mypy --strict, import contracts; clang-format where Debian 12's is installed
 	$(BIN)/ruff check --quiet

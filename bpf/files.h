@@ -67,38 +67,55 @@ static __always_inline struct file *file_of(struct task_struct *task, long fd)
 	return file;
 }
 
-/* The names on the way from the file up to the root of its mount namespace. */
+/* On the way from a file up to the root of its mount namespace. */
+struct climb {
+	struct dentry *dentry;
+	struct mount *mount;
+	char *path;
+	__u32 size;
+};
+
+/* One step: into the mount above, or one name up. Returns 1 at the top. */
+static long climb_step(__u32 index, void *context)
+{
+	struct climb *climb = context;
+	struct dentry *dentry = climb->dentry;
+	struct mount *mount = climb->mount;
+	struct dentry *parent;
+	long length;
+
+	if (dentry == BPF_CORE_READ(mount, mnt.mnt_root)) {
+		struct mount *above = BPF_CORE_READ(mount, mnt_parent);
+
+		climb->dentry = BPF_CORE_READ(mount, mnt_mountpoint);
+		climb->mount = above;
+		return above == mount;
+	}
+	parent = BPF_CORE_READ(dentry, d_parent);
+	if (parent == dentry || climb->size > PATH_SIZE - NAME_SIZE)
+		return 1;
+	length = bpf_probe_read_kernel_str(climb->path + climb->size, NAME_SIZE,
+					   BPF_CORE_READ(dentry, d_name.name));
+	if (length <= 0)
+		return 1;
+	climb->size += (__u32)length & (NAME_SIZE * 2 - 1);
+	climb->dentry = parent;
+	return 0;
+}
+
+/* The names of a path, the last one first. bpf_loop(): Linux 5.17; the verifier looks at the step
+ * once. */
 static __always_inline __u32 resolve(struct file *file, char path[PATH_SIZE])
 {
-	struct dentry *dentry = BPF_CORE_READ(file, f_path.dentry);
 	struct vfsmount *inner = BPF_CORE_READ(file, f_path.mnt);
-	struct mount *mount = (void *)inner - bpf_core_field_offset(struct mount, mnt);
-	__u32 size = 0;
+	struct climb climb = {
+		.dentry = BPF_CORE_READ(file, f_path.dentry),
+		.mount = (void *)inner - bpf_core_field_offset(struct mount, mnt),
+		.path = path,
+	};
 
-	for (int i = 0; i < MAX_DEPTH; i++) {
-		struct dentry *parent;
-		long length;
-
-		if (dentry == BPF_CORE_READ(mount, mnt.mnt_root)) {
-			struct mount *above = BPF_CORE_READ(mount, mnt_parent);
-
-			if (above == mount)
-				break;
-			dentry = BPF_CORE_READ(mount, mnt_mountpoint);
-			mount = above;
-			continue;
-		}
-		parent = BPF_CORE_READ(dentry, d_parent);
-		if (parent == dentry || size > PATH_SIZE - NAME_SIZE)
-			break;
-		length = bpf_probe_read_kernel_str(path + size, NAME_SIZE,
-						   BPF_CORE_READ(dentry, d_name.name));
-		if (length <= 0)
-			break;
-		size += (__u32)length & (NAME_SIZE * 2 - 1);
-		dentry = parent;
-	}
-	return size;
+	bpf_loop(MAX_DEPTH, climb_step, &climb, 0);
+	return climb.size;
 }
 
 static __always_inline void fill_file(struct file_record *record, struct task_struct *task,
