@@ -111,7 +111,14 @@ class LiveRun:
             await self._run.sandbox.write_stdin(data)
 
     def close_stdin(self) -> None:
-        self._when_started(lambda sandbox: sandbox.close_stdin())
+        self._when_started(self._close_stdin)
+
+    def _close_stdin(self, sandbox: Sandbox) -> None:
+        feeding = self._run.feeding
+        if feeding is None or feeding.done():
+            sandbox.close_stdin()
+        else:  # the spec's own bytes come first
+            feeding.add_done_callback(lambda _fed: sandbox.close_stdin())
 
     async def _until_started(self) -> None:
         task = self._run.task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 from dataclasses import dataclass
@@ -101,9 +102,13 @@ def _by_itself(end: SandboxEnd, status: int, limits: Limits) -> Verdict:
         return _out_of_memory(limits)
     if number == signal.SIGSYS and end.filter_kills:
         return Verdict(Outcome.VIOLATION, "killed: a forbidden system call", signal=number)
-    if number == signal.SIGXCPU and limits.cpu_seconds is not None:
-        return Verdict(Outcome.CPU_LIMIT, f"killed: CPU time limit of {limits.cpu_seconds:g} s", signal=number)
+    if number == signal.SIGXCPU and _cpu_used(end) >= (limits.cpu_seconds or math.inf):
+        return Verdict(Outcome.CPU_LIMIT, f"killed: CPU time limit of {limits.cpu_seconds or 0:g} s", signal=number)
     return Verdict(Outcome.SIGNALED, f"killed by signal {number} ({signal_name(number)})", signal=number)
+
+
+def _cpu_used(end: SandboxEnd) -> float:
+    return (end.usage.cpu_user_seconds or 0) + (end.usage.cpu_system_seconds or 0)
 
 
 def _out_of_memory(limits: Limits) -> Verdict:

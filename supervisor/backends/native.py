@@ -170,7 +170,7 @@ class NativeBackend:
             loop, group, plan, request, self.settings, root.places, plan.enforcement, self._collectors, tracing
         )
         stack.callback(sandbox.close_streams)
-        sandbox.open_streams(sent)
+        sandbox.open_streams(sent, 0 if plan.as_root else uid)
         descriptors = Descriptors(
             stdin=sent.named["stdin"],
             stdout=sent.named["stdout"],

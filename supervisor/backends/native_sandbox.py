@@ -108,7 +108,8 @@ class NativeSandbox:
 
     # --- streams ---
 
-    def open_streams(self, sent: SentDescriptors) -> None:
+    def open_streams(self, sent: SentDescriptors, owner: int) -> None:
+        """Pipes belong to `owner`, the run's host uid: a program may open its own anew, as /dev/stdout."""
         spec = self._request.spec
         if spec.terminal:
             master, slave = os.openpty()
@@ -121,15 +122,15 @@ class NativeSandbox:
             self._add_reader(Stream.STDOUT, os.dup(master))
             return
         for stream in (Stream.STDOUT, Stream.STDERR):
-            read_end, write_end = os.pipe2(os.O_CLOEXEC)
+            read_end, write_end = _pipe(owner)
             sent.add(stream.value, write_end)
             self._add_reader(stream, read_end)
         if self._request.stdin_follows or len(spec.stdin) > _PIPE_BYTES:
-            read_end, write_end = os.pipe2(os.O_CLOEXEC)
+            read_end, write_end = _pipe(owner)
             sent.add("stdin", read_end)
             self._stdin = InputWriter(self._loop, write_end)
         elif spec.stdin:
-            read_end, write_end = os.pipe2(os.O_CLOEXEC)
+            read_end, write_end = _pipe(owner)
             sent.add("stdin", read_end)
             os.write(write_end, spec.stdin)
             os.close(write_end)
@@ -372,6 +373,12 @@ class NativeSandbox:
             target = op.target.decode("utf-8", "replace")
             return f"step {reply.index + 1} of {len(self._plan.ops)}, {op.kind.name.lower()} {target}"
         return ""
+
+
+def _pipe(owner: int) -> tuple[int, int]:
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    os.fchown(read_end, owner, owner)  # one inode for both ends
+    return read_end, write_end
 
 
 async def _wait_empty(group: RunGroup) -> None:

@@ -316,16 +316,6 @@ _Noreturn void init_main(struct sandbox *sandbox)
 		sandbox_fail(report, STAGE_FORK, 1, errno);
 	if (report->stage)
 		_exit(125);
-	if (sandbox->plan->w.oom_score_adj && (sandbox->plan->w.flags & PLAN_PID_NS)) {
-		/* The program keeps its score: the memory controller shall choose it, not us. */
-		int fd = openat(sandbox->proc_fd, "self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-
-		if (fd >= 0 && write(fd, "0", 1) < 0)
-			report->index =
-				errno; /* harmless: init is the smallest process of the run */
-		if (fd >= 0)
-			close(fd);
-	}
 	/* With the last of our copies of the pipe closed, the launcher knows that the program runs.
 	 */
 	close_all_but(signals, program.listener, sandbox->proc_fd);

@@ -199,7 +199,7 @@ def encode_plan(
         )
     ]  # fmt: skip
     parts += [_FD.pack(fd) for fd in descriptors.v1]
-    parts += [RLIMIT.pack(number, 0, value, value) for number, value in rlimits]
+    parts += [RLIMIT.pack(number, 0, soft, hard) for number, soft, hard in rlimits]
     parts.append(filter_program)
     parts.append(_string(HOSTNAME))
     parts.append(_string(plan.cwd))
@@ -227,13 +227,17 @@ def _plan_flags(plan: LaunchPlan) -> int:
     return flags
 
 
-def _clipped_rlimits(rlimits: Sequence[tuple[str, int]]) -> list[tuple[int, int]]:
-    """Without CAP_SYS_RESOURCE nobody can raise a hard limit, and a run never may."""
+def _clipped_rlimits(rlimits: Sequence[tuple[str, int]]) -> list[tuple[int, int, int]]:
+    """(resource, soft, hard). Without CAP_SYS_RESOURCE nobody can raise a hard limit, and a run never may.
+
+    Soft and hard are the same, but for CPU time: there a signal of its own tells the cause, before SIGKILL does not.
+    """
     clipped = []
     for name, value in rlimits:
         number = getattr(resource, name)
         hard = resource.getrlimit(number)[1]
-        clipped.append((number, value if hard == resource.RLIM_INFINITY else min(value, hard)))
+        most = (1 << 64) - 1 if hard == resource.RLIM_INFINITY else hard
+        clipped.append((number, min(value, most), min(value + (name == "RLIMIT_CPU"), most)))
     return clipped
 
 

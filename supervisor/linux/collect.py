@@ -156,6 +156,12 @@ class _Directory:
     names: list[bytes] = field(default_factory=list)
 
 
+def _mount_id(fd: int) -> bytes:
+    """Of the mount that `fd` lies in, proc_pid_fdinfo(5)."""
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+        return next((line.split()[1] for line in file if line.startswith(b"mnt_id:")), b"")
+
+
 class _Walk:
     def __init__(
         self, path: bytes, place: Place, patterns: tuple[_Pattern, ...], effort: _Effort, found: list[OutputFile]
@@ -166,6 +172,7 @@ class _Walk:
         self._effort = effort
         self._found = found
         self._device = os.fstat(place.directory).st_dev
+        self._mount = _mount_id(place.directory)
         self._matchers: dict[bytes, Callable[[bytes], object]] = {}
 
     def go(self) -> None:
@@ -226,7 +233,8 @@ class _Walk:
         try:
             found = os.fstat(fd)
             path = directory.path + name
-            if found.st_dev != self._device:
+            # overlayfs tells another device of files than of directories, and has one mount id all the same.
+            if found.st_dev != self._device and _mount_id(fd) != self._mount:
                 return
             if stat.S_ISDIR(found.st_mode) and self._place.may_enter(found):
                 if len(stack) >= MAX_DEPTH:

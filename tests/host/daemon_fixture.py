@@ -145,6 +145,7 @@ class Daemon:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                extra_groups=[0, 4],  # as a login has some: no run inherits them
             )
         try:
             wait_until(self.is_serving, 60, "health SERVING")

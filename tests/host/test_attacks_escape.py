@@ -269,7 +269,7 @@ def test_descriptors_between_runs(
 ) -> None:
     """SCM_RIGHTS wants a socket that both reach: there is none, abstract ones included."""
     name = uuid.uuid4().hex
-    script = f"import socket\ns = socket.socket(socket.AF_UNIX); s.bind('\\0{name}'); s.listen(); print('up', flush=True)\ns.accept(); print('reached')"
+    script = f"import socket\ns = socket.socket(socket.AF_UNIX); s.bind('\\x00{name}'); s.listen(); print('up', flush=True)\ns.accept(); print('reached')"
     server = LiveRun(daemon, spec("python3", "-c", script, policy=policy))
     try:
         server.read_until(b"up")

@@ -25,6 +25,12 @@ from tests.host.hostile import ATTACKS
 
 KINDS = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user")
 KERNEL_OR_OURS = {"proc", "devpts", "tmpfs", "mqueue"}
+WRITABLE_MOUNTS = {
+    "/tmp": {"nosuid", "nodev"},
+    "/work": {"nosuid", "nodev"},
+    "/dev/shm": {"nosuid", "nodev", "noexec"},
+    "/dev/pts": {"nosuid", "noexec"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +166,9 @@ def test_mounts_show_no_path_of_the_host(view: dict[str, Any], base_directory: P
             assert "ro" in options and "nosuid" in options, line
         if target != "/dev" and not target.startswith("/dev/"):
             assert "nodev" in options or target == "/", line
+        # Whatever Landlock and the files' modes say.
+        wanted = WRITABLE_MOUNTS.get(target, {"ro", "nosuid"})
+        assert wanted <= set(options), line
 
 
 def test_nothing_writable_but_three_places(view: dict[str, Any]) -> None:
@@ -182,7 +191,40 @@ def test_cwd_umask_descriptors(view: dict[str, Any]) -> None:
     assert view["cwd"] == "/work"
     assert view["umask"] == 0o022
     assert set(view["descriptors"]) == {"0", "1", "2"}
-    assert view["core"][0] == 0
+    assert view["core"] == [0, 0]
+
+
+def test_of_the_host_a_run_goes_first_when_memory_is_short(daemon: Daemon) -> None:
+    run = LiveRun(daemon, spec("sleep", "30.0077"))
+    run.wait_started()
+    (pid,) = host_processes("sleep\x0030.0077")
+    score = int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+    run.close()
+    assert score == 300
+
+
+def test_landlock_is_in_force(supervisor: Supervisor) -> None:
+    """It repeats what mounts and modes forbid, so that only the layers that landlock(7) still allows show it."""
+    script = (
+        "import ctypes\n"
+        "call, rights = ctypes.CDLL(None).syscall, ctypes.c_uint64(1)\n"
+        "layers = 0\n"
+        "while call(446, call(444, ctypes.byref(rights), ctypes.c_size_t(8), 0), 0) == 0: layers += 1\n"
+        "print(layers)\n"
+    )
+    without = 'name = "mine"\nextends = "strict"\n[isolation]\nlandlock = false\n'
+    layers = {}
+    for policy in ("strict", without):
+        result = supervisor.execute(["python3", "-c", script], policy=policy, timeout=scaled(20))
+        layers[policy] = int(result.stdout)
+        assert bool(result.enforcement.landlock) == (policy == "strict" and layers[policy] > 0)
+    assert layers["strict"] == max(layers[without] - 1, 0)
+
+
+def test_keyring_of_its_own(supervisor: Supervisor) -> None:
+    """Under `basic`, where keyctl(2) is allowed: a session keyring that nobody else has, not that of the uid."""
+    result = supervisor.execute(["keyctl", "rdescribe", "@s"], policy="basic", timeout=scaled(10))
+    assert result.exit_code == 0 and result.stdout.endswith(b";_ses\n"), result
 
 
 def test_own_session_without_terminal(view: dict[str, Any]) -> None:
@@ -201,9 +243,12 @@ def test_hostname_and_cgroup_tell_nothing(view: dict[str, Any]) -> None:
         assert ".." not in line and line.split(":", 2)[2] in ("/", ""), f"the cgroup's place shows: {line}"
 
 
-def test_not_dumpable_init_hides_the_host(supervisor: Supervisor) -> None:
+@pytest.mark.parametrize("landlock", ["true", "false"])
+def test_not_dumpable_init_hides_the_host(supervisor: Supervisor, landlock: str) -> None:
+    """Landlock would, too, where the host has it."""
     script = "cat /proc/1/environ; ls -l /proc/1/exe /proc/1/root /proc/1/cwd /proc/1/fd; cat /proc/1/maps"
-    result = supervisor.execute(["sh", "-c", script], policy="strict", timeout=scaled(10))
+    text = f'name = "mine"\nextends = "strict"\n[isolation]\nlandlock = {landlock}\n'
+    result = supervisor.execute(["sh", "-c", script], policy=text, timeout=scaled(10))
     assert b"/" not in result.stdout.replace(b"/proc/1/", b""), result.stdout
 
 

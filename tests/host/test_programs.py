@@ -55,6 +55,10 @@ COREUTILS = {
         "seq 9999 > s && gzip -k s && xz -k s && zcat s.gz | cmp - s && xzcat s.xz | cmp - s && echo same",
         "same",
     ),
+    "devices": (
+        "test -c /dev/full && ! echo x 2>/dev/null >/dev/full && head -c 4 /dev/zero | od -An -tx1 && head -c 9 /dev/random | wc -c",
+        " 00 00 00 00\n9\n",
+    ),
     "sed_awk": ("seq 10 | sed -n '3,5p' | awk '{t += $1} END {print t}'", "12"),
 }
 
@@ -131,6 +135,43 @@ import ssl, ctypes, decimal, json, uuid, secrets, hashlib, locale, selectors, so
 a, b = socket.socketpair(); socket.send_fds(a, [b"x"], [0]); print(socket.recv_fds(b, 10, 1)[0])
 print(ctypes.CDLL(None).getpid() > 0, uuid.uuid4() != uuid.uuid4(), len(ssl.create_default_context().get_ca_certs()) >= 0)
 print(socket.getaddrinfo("localhost", 80)[0][4][0] in ("127.0.0.1", "::1"), socket.gethostname())""",
+    "terminal": """
+import os, pty
+pid, master = pty.fork()
+if pid == 0: os.execlp("sh", "sh", "-c", "test -t 0 && test -t 1 && echo in $(tty) > /dev/tty")
+print(os.read(master, 100).decode().strip())""",
+    "system_calls": """
+import ctypes, errno, os, socket
+c = ctypes.CDLL(None, use_errno=True)
+def call(name, *arguments):
+    if getattr(c, name)(*arguments) == -1: raise OSError(ctypes.get_errno(), name)
+a, b = os.open("a", os.O_RDWR | os.O_CREAT), os.open("b", os.O_RDWR | os.O_CREAT)
+(r, w), room, child, (one, other) = os.pipe(), ctypes.create_string_buffer(1 << 16), os.fork(), socket.socketpair()
+if child == 0: os._exit(0)
+tries = {
+    "fallocate": lambda: call("fallocate", a, 0, ctypes.c_long(0), ctypes.c_long(8192)),
+    "pwritev2": lambda: os.pwritev(a, [b"x"], 0, os.RWF_SYNC), "fadvise64": lambda: os.posix_fadvise(a, 0, 0, os.POSIX_FADV_WILLNEED),
+    "sendfile": lambda: os.sendfile(b, a, 0, 2), "copy_file_range": lambda: os.copy_file_range(a, b, 2, 0, 0),
+    "splice": lambda: os.splice(a, w, 2, offset_src=0), "tee": lambda: call("tee", r, os.pipe()[1], ctypes.c_size_t(2), 2),
+    "setxattr": lambda: os.setxattr("a", "user.x", b"1"), "waitid": lambda: os.waitid(os.P_PID, child, os.WEXITED),
+    "setaffinity": lambda: os.sched_setaffinity(0, os.sched_getaffinity(0)),
+    "setscheduler": lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)),
+    "setgid": lambda: os.setgid(os.getgid()), "setresuid": lambda: os.setresuid(*os.getresuid()),
+    "timerfd": lambda: call("timerfd_create", 1, 0), "timer": lambda: call("timer_create", 1, None, room),
+    "signalfd": lambda: call("signalfd", -1, room, 0), "inotify": lambda: call("inotify_add_watch", c.inotify_init1(0), b".", 2),
+    "shm": lambda: call("shmget", 0, ctypes.c_size_t(4096), 0o1600), "sem": lambda: call("semget", 0, 1, 0o1600),
+    "msg": lambda: call("msgget", 0, 0o1600),
+    "mlock": lambda: call("mlock", room, ctypes.c_size_t(4096)), "mincore": lambda: call("mincore", ctypes.c_void_p(
+        ctypes.addressof(room) + 4095 & ~4095), ctypes.c_size_t(4096), ctypes.create_string_buffer(8)),
+    "membarrier": lambda: call("syscall", {"x86_64": 324}.get(os.uname().machine, 283), 0, 0, 0), "personality": lambda: call("personality", ctypes.c_ulong(0xFFFFFFFF)),
+    "sendmmsg": lambda: call("sendmmsg", one.fileno(), room, 1, 0),
+}
+failed = []
+for name, attempt in tries.items():
+    try: attempt()
+    except OSError as e:
+        if (name, e.errno) != ("setxattr", errno.EOPNOTSUPP): failed.append((name, errno.errorcode[e.errno]))
+print(len(tries), "tried, failed:", failed)""",
 }
 EXPECTED = {
     "threads": "8555",
@@ -141,6 +182,8 @@ EXPECTED = {
     "signals": "alarm\n7",
     "files": "['a'] True",
     "standard_library": "b'x'\nTrue True True\nTrue",
+    "terminal": "in /dev/pts/0",
+    "system_calls": "tried, failed: []",
 }
 
 
@@ -149,6 +192,12 @@ def test_python(supervisor: Supervisor, name: str) -> None:
     succeed(
         supervisor, [PYTHON, "program.py"], EXPECTED[name], 60, files={"program.py": PYTHON_PROGRAMS[name].encode()}
     )
+
+
+def test_standard_streams_by_their_names(supervisor: Supervisor) -> None:
+    script = "cat /dev/stdin > /dev/stdout; echo err > /dev/stderr; echo y | tee /dev/fd/2"
+    result = supervisor.execute(["sh", "-c", script], policy="strict", timeout=scaled(10), stdin=b"in ")
+    assert (result.stdout, result.stderr) == (b"in y\n", b"err\ny\n")
 
 
 def test_memfd(supervisor: Supervisor) -> None:

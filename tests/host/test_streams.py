@@ -27,6 +27,7 @@ from tests.host.daemon_fixture import (
     RunStub,
     fewer,
     host_processes,
+    process_status,
     scaled,
     spec,
     wait_until,
@@ -52,6 +53,24 @@ def test_large_stdin(supervisor: Supervisor) -> None:
     assert result.stdout == data
 
 
+def test_live_stdin_follows_that_of_the_request(daemon: Daemon) -> None:
+    data = b"x" * MIB
+    request = spec("sh", "-c", "sleep 0.2; cat", stdin=data)
+    request.limits.output_bytes = 2 * MIB
+    run = LiveRun(daemon, request)
+    run.send(b"end")
+    run.close_stdin()
+    run.finish()
+    assert (len(run.stdout), run.stdout[-4:]) == (MIB + 3, b"xend")
+
+
+def test_stdin_of_the_request_is_whole_though_the_client_ends_it_at_once(daemon: Daemon) -> None:
+    run = LiveRun(daemon, spec("sh", "-c", "sleep 0.2; wc -c", stdin=b"x" * MIB))
+    run.close_stdin()
+    run.finish()
+    assert int(run.stdout) == MIB
+
+
 def test_stdin_that_nobody_reads(supervisor: Supervisor) -> None:
     result = execute(supervisor, "sh", "-c", "exec 0<&-; echo done", stdin=b"x" * 5 * MIB)
     assert (result.outcome, result.exit_code, result.stdout) == ("exited", 0, b"done\n")
@@ -67,6 +86,26 @@ def test_binary_output_on_both_streams(supervisor: Supervisor) -> None:
 def test_output_of_background_children_before_the_end(supervisor: Supervisor) -> None:
     result = execute(supervisor, "sh", "-c", "(echo child) & wait; echo parent")
     assert result.stdout == b"child\nparent\n"
+
+
+def test_output_left_in_the_pipes_at_the_end(daemon: Daemon, supervisor: Supervisor) -> None:
+    """The client reads late: the run ends when the daemon holds all that it takes and the pipe is full."""
+    script = (
+        "import os, time\n"
+        "os.set_blocking(1, False)\n"
+        "written = waited = 0\n"
+        "while waited < 30:\n"
+        "    try: written += os.write(1, bytes(4096)); waited = 0\n"
+        "    except BlockingIOError: time.sleep(0.01); waited += 1\n"
+        "os.write(2, b'%d' % written)\n"
+    )
+    request = spec("python3", "-c", script)
+    request.limits.output_bytes = 64 * MIB
+    run = LiveRun(daemon, request, stdin_follows=False)
+    run_id = run.wait_started()
+    wait_until(lambda: supervisor.get(run_id).state == "ended", 20, "the run ends, unread")
+    assert run.finish().outcome == run_pb2.OUTCOME_EXITED
+    assert len(run.stdout) == int(run.stderr)
 
 
 def test_interleaved_streams_come_in_order(supervisor: Supervisor) -> None:
@@ -99,19 +138,27 @@ def test_death_by_signal(supervisor: Supervisor, attacks: Path, number: signal.S
 
 
 def test_program_not_executable_or_missing(supervisor: Supervisor) -> None:
-    files: dict[str, FileData] = {"text": b"no program", "data": (b"\x7fELF but not really", 0o755)}
+    files: dict[str, FileData] = {
+        "text": b"no program",
+        "data": (b"\x7fELF but not really", 0o755),
+        "true": b"no program",
+    }
+    path = {"PATH": "/nowhere:/work:/usr/bin"}
     for argv, words in (
         (["no-such-program"], "ENOENT"),
         (["/no/such/program"], "ENOENT"),
         (["/usr"], "EACCES"),
         (["./text"], "EACCES"),
         (["./data"], "ENOEXEC"),
+        (["text"], "EACCES"),
     ):
-        result = supervisor.execute(argv, policy="strict", timeout=scaled(10), files=files)
+        result = supervisor.execute(argv, policy="strict", timeout=scaled(10), files=files, env=path)
         assert result.outcome == "not_started", argv
         assert result.error is not None
         assert errno.errorcode[result.error.errno] == words, (argv, result.error)
         assert (result.exit_code, result.signal) == (None, None)
+    result = supervisor.execute(["true"], policy="strict", timeout=scaled(10), files=files, env=path)
+    assert (result.outcome, result.exit_code) == ("exited", 0), "what is not executable does not hide what is"
 
 
 def test_live_conversation(daemon: Daemon) -> None:
@@ -152,11 +199,34 @@ def test_signals_are_delivered(daemon: Daemon) -> None:
     assert (result.outcome, result.signal) == (run_pb2.OUTCOME_SIGNALED, signal.SIGKILL)
 
 
-def test_stop_and_continue(daemon: Daemon) -> None:
-    run = LiveRun(daemon, spec("cat"))
+def test_signals_reach_the_process_group(daemon: Daemon) -> None:
+    """As from a terminal: a shell that waits for its child goes on when the child has died of the signal."""
+    seconds = f"1000.{uuid.uuid4().int % 10**9}"
+    run = LiveRun(daemon, spec("sh", "-c", f"trap : USR1; sleep {seconds}; echo $?", wall_seconds=10))
     run.wait_started()
+    wait_until(lambda: host_processes(f"sleep\0{seconds}"), 5, "the child sleeps")
+    run.send_signal(signal.SIGUSR1)
+    result = run.finish()
+    assert (result.outcome, run.stdout) == (run_pb2.OUTCOME_EXITED, b"%d\n" % (128 + signal.SIGUSR1)), result.detail
+
+
+def test_what_is_asked_before_the_start(daemon: Daemon) -> None:
+    signalled = LiveRun(daemon, spec("sleep", "1000", wall_seconds=10))
+    signalled.send_signal(signal.SIGTERM)
+    closed = LiveRun(daemon, spec("cat", wall_seconds=10))
+    closed.close_stdin()
+    result = signalled.finish()
+    assert (result.outcome, result.signal) == (run_pb2.OUTCOME_SIGNALED, signal.SIGTERM), result.detail
+    assert closed.finish().outcome == run_pb2.OUTCOME_EXITED
+
+
+def test_stop_and_continue(daemon: Daemon) -> None:
+    token = uuid.uuid4().hex
+    run = LiveRun(daemon, spec("sed", "-u", f"s/{token}//"))
+    run.wait_started()
+    (pid,) = host_processes(token)
     run.send_signal(signal.SIGSTOP)
-    time.sleep(scaled(0.2))
+    wait_until(lambda: process_status(pid)["State"].startswith("T"), 2, "the program is stopped")
     run.send(b"meanwhile\n")
     run.send_signal(signal.SIGCONT)
     run.read_until(b"meanwhile\n")
@@ -238,13 +308,20 @@ def test_cancel_while_uploading_streaming_and_collecting(supervisor: Supervisor,
 
 
 def test_cancel_while_queued(daemon: Daemon, supervisor: Supervisor) -> None:
-    """More runs than places: those that wait are cancelled without ever starting."""
+    """More runs than places: those that wait are cancelled at once, without ever starting and while the others run on."""
     token = f"queue-{uuid.uuid4().hex}"
     places = supervisor.host().max_concurrent_runs
     with daemon.channel() as channel:
         stub = RunStub(channel)
         calls = [stub.Execute.future(spec("sleep", "1000", agent=token)) for _ in range(places + 20)]
         wait_until(lambda: supervisor.host().queued >= 20, 30, "the queue holds the rest")
+        waiting = supervisor.runs(agent=token, state="queued")
+        assert len(waiting) == 20 and all(supervisor.kill(record.run_id) for record in waiting)
+        wait_until(lambda: supervisor.host().queued == 0, 5, "the queue is empty")
+        assert supervisor.host().running == places
+        for record in waiting:
+            ended_record = supervisor.get(record.run_id)
+            assert (ended_record.outcome, ended_record.started_at) == ("cancelled", None), ended_record
         for call in reversed(calls):
             call.cancel()
         ended(supervisor, token)
@@ -261,6 +338,8 @@ def test_clients_deadline_ends_the_run(supervisor: Supervisor) -> None:
 def test_kill_and_kill_agent(supervisor: Supervisor, daemon: Daemon) -> None:
     token = f"kill-{uuid.uuid4().hex}"
     runs = [LiveRun(daemon, spec("sleep", "1000", agent=token)) for _ in range(5)]
+    bystander = LiveRun(daemon, spec("cat", agent=f"{token}-other"))
+    bystander.wait_started()
     ids = [run.wait_started() for run in runs]
     assert supervisor.kill(ids[0]) is True
     assert runs[0].finish().outcome == run_pb2.OUTCOME_CANCELLED
@@ -270,6 +349,8 @@ def test_kill_and_kill_agent(supervisor: Supervisor, daemon: Daemon) -> None:
         assert run.finish().outcome == run_pb2.OUTCOME_CANCELLED
     with pytest.raises(errors.NotFound):
         supervisor.kill("no-such-run")
+    bystander.close_stdin()
+    assert bystander.finish().outcome == run_pb2.OUTCOME_EXITED, "another agent's run goes on"
     ended(supervisor, token)
 
 
@@ -295,10 +376,21 @@ def test_terminal(daemon: Daemon) -> None:
 
 
 def test_control_c_in_a_terminal(daemon: Daemon) -> None:
-    request = spec("sh", "-c", "echo up; sleep 1000", wall_seconds=20)
+    # No child: dash drops a signal that comes between its vfork(2) and the child's exec.
+    request = spec("sh", "-c", "echo up; read line", wall_seconds=20)
     request.terminal.rows, request.terminal.columns = 24, 80
     run = LiveRun(daemon, request)
     run.read_until(b"up")
     run.send(b"\x03")
     result = run.finish()
     assert (result.outcome, result.signal) == (run_pb2.OUTCOME_SIGNALED, signal.SIGINT), result
+
+
+def test_end_of_input_in_a_terminal(daemon: Daemon) -> None:
+    request = spec("sh", "-c", "echo up; cat; echo over", wall_seconds=10)
+    request.terminal.rows, request.terminal.columns = 24, 80
+    run = LiveRun(daemon, request)
+    run.read_until(b"up")
+    run.close_stdin()
+    result = run.finish()
+    assert (result.outcome, result.exit_code) == (run_pb2.OUTCOME_EXITED, 0) and b"over" in run.stdout, result.detail

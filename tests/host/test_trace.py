@@ -114,7 +114,7 @@ def refereed(supervisor: Supervisor, argv: list[str]) -> tuple[RunResult, dict[i
         collect=["strace.out"],
         limits={"output": 1 << 20},
     )
-    assert result.outcome == "exited", (result.detail, result.stderr)
+    assert result.outcome == "exited" and result.files, (result.detail, result.stderr)
     (output,) = result.files
     theirs = read_strace(output.data.decode())
     top = min(theirs)

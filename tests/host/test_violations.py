@@ -120,7 +120,7 @@ def test_the_whole_tree_is_gone_with_it(supervisor: Supervisor, attacks: Path, s
     half = fewer(100, 10)
     script = (
         f"for i in $(seq {half}); do sh -c ': {token}; sleep 1000; :' & setsid sh -c ': {token}; sleep 1000; :' & done; "
-        "sleep 0.2; exec /attacks/forbidden mount"
+        f"until [ $(echo /proc/[0-9]* | wc -w) -gt {4 * half} ]; do sleep 0.05; done; exec /attacks/forbidden mount"
     )
     result = supervisor.execute(
         ["bash", "-c", script],

@@ -62,7 +62,10 @@ def test_violation_needs_evidence() -> None:
 
 
 def test_cpu_rlimit_is_the_cpu_limit() -> None:
-    assert outcome(end(signal.SIGXCPU))[0] is Outcome.CPU_LIMIT
+    assert (
+        outcome(end(signal.SIGXCPU, usage=Usage(cpu_user_seconds=1.5, cpu_system_seconds=1.0)))[0] is Outcome.CPU_LIMIT
+    )
+    assert outcome(end(signal.SIGXCPU))[0] is Outcome.SIGNALED, "a program may send itself SIGXCPU"
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.E2BIG])

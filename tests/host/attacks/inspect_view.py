@@ -1,12 +1,14 @@
 #!/usr/bin/python3
 """What a program finds inside: one JSON object, for test_isolation."""
 
+import fcntl
 import json
 import os
 import resource
 import signal
 import socket
 import stat
+import struct
 import sys
 
 WRITABLE_BY_DESIGN = (
@@ -18,6 +20,16 @@ WRITABLE_BY_DESIGN = (
     "/dev/tty",
     "/dev/ptmx",
     "/dev/pts/ptmx",
+)
+
+SECRETS = (
+    "/etc/shadow",
+    "/etc/machine-id",
+    "/etc/ssh/ssh_host_rsa_key",
+    "/proc/cmdline",
+    "/proc/kallsyms",
+    "/proc/keys",
+    "/proc/sys/kernel/random/boot_id",
 )
 
 
@@ -42,12 +54,8 @@ def interface_flags() -> dict[str, bool]:
         names = [line.split(":")[0].strip() for line in table if ":" in line]
     for name in names:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-            try:
-                asking.bind(("127.0.0.1", 0))
-                up = True
-            except OSError:
-                up = False
-        found[name] = up
+            request = fcntl.ioctl(asking, 0x8913, struct.pack("16sH14x", name.encode(), 0))  # SIOCGIFFLAGS
+        found[name] = bool(struct.unpack("16xH14x", request)[0] & 1)
     return found
 
 
@@ -145,7 +153,7 @@ def view() -> dict[str, object]:
         "listings": {
             path: listing(path) for path in ("/root", "/home", "/var", "/sys", "/run", "/boot", "/mnt", "/media")
         },
-        "secrets": {path: read(path)[:100] for path in ("/etc/shadow", "/etc/machine-id", "/etc/ssh/ssh_host_rsa_key")},
+        "secrets": {path: read(path)[:100] for path in SECRETS},
         "passwd": read("/etc/passwd"),
         "markers": {path: os.path.exists(path) for path in sys.argv[1:] if path != "--shallow"},
         "writable": writable_places(),
