@@ -22,6 +22,10 @@ RUN_ENTRY: Final = struct.Struct("=IIII")
 HEAD: Final = struct.Struct("=QQIIHHI")
 """struct record_header: time_ns, cgroup, pid, tid, type, size, host_tid."""
 CGROUP_AT: Final = slice(8, 16)
+TYPE_AT: Final = 24
+"""Of struct record_header's type, whose low byte says all."""
+
+PATH_SIZE: Final = 256
 
 EXEC: Final = struct.Struct("=32xII16s256s256s")
 FORK: Final = struct.Struct("=32xII16s")

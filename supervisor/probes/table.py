@@ -13,14 +13,14 @@ import pyarrow as pa
 
 from supervisor.evidence.traces import schema
 from supervisor.probes.contacts import read_contact
+from supervisor.probes.file_table import files_table
 from supervisor.probes.layout import (
     ABI_NAMES,
     EXEC,
     EXIT,
-    FILE,
     FORK,
     SYSCALL_SLOTS,
-    TWO_FILE,
+    TYPE_AT,
     RecordType,
     head_of,
     text,
@@ -58,8 +58,12 @@ def _names() -> pa.Array:
 def to_table(calls: Sequence[NDArray[np.uint8]], records: Sequence[bytes], offset: int) -> pa.Table:
     """Rows in order of time. `offset` turns CLOCK_MONOTONIC into Unix time."""
     tables = [_calls_table(np.concatenate(calls), offset)] if calls else []
-    if records:
-        tables.append(_records_table(records, offset))
+    files = [record for record in records if record[TYPE_AT] == RecordType.FILE]
+    if files:
+        tables.append(files_table(files, offset))
+    others = [record for record in records if record[TYPE_AT] != RecordType.FILE]
+    if others:
+        tables.append(pa.Table.from_pylist([_row(record, offset) for record in others], schema=schema()))
     table = pa.concat_tables(tables) if tables else schema().empty_table()
     return table.unify_dictionaries().sort_by("time")
 
@@ -83,10 +87,6 @@ def _calls_table(rows: NDArray[np.uint8], offset: int) -> pa.Table:
     return pa.Table.from_arrays([*columns, *rest], schema=schema())
 
 
-def _records_table(records: Sequence[bytes], offset: int) -> pa.Table:
-    return pa.Table.from_pylist([_row(record, offset) for record in records], schema=schema())
-
-
 def _row(record: bytes, offset: int) -> dict[str, Any]:
     head = head_of(record)
     row: dict[str, Any] = {"time": head.time_ns + offset, "pid": head.pid, "tid": head.tid}
@@ -104,8 +104,6 @@ def _row(record: bytes, offset: int) -> dict[str, Any]:
         child_pid, child_tid, comm = FORK.unpack_from(record)
         detail = "process" if child_pid == child_tid else "thread"
         return row | {"kind": "fork", "comm": text(comm), "detail": detail, "result": child_tid}
-    if head.type == RecordType.FILE:
-        return row | _file(record, head.size)
     if head.type == RecordType.NETWORK:
         return row | _contact(record)
     status, leader, number, _abi, comm = EXIT.unpack_from(record)
@@ -118,53 +116,6 @@ def _row(record: bytes, offset: int) -> dict[str, Any]:
         "result": code,
         "detail": f"{'process' if leader else 'thread'} {how}{within}",
     }
-
-
-_FILE_KINDS = {
-    "open": ("open", "openat", "openat2", "creat"),
-    "unlink": ("unlink", "unlinkat", "rmdir"),
-    "rename": ("rename", "renameat", "renameat2"),
-    "link": ("link", "linkat", "symlink", "symlinkat"),
-    "mkdir": ("mkdir", "mkdirat"),
-    "mknod": ("mknod", "mknodat"),
-    "chmod": ("chmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchownat", "setxattr"),
-    "write": ("truncate",),
-    "chdir": ("chdir", "chroot"),
-}
-_KIND_OF = {name: kind for kind, names in _FILE_KINDS.items() for name in names}
-
-
-def _file(record: bytes, size: int) -> dict[str, Any]:
-    result, number, flags, resolved, length, path = FILE.unpack_from(record)
-    name = syscall_name(number)
-    second = text(TWO_FILE.unpack_from(record)[-1]) if size == TWO_FILE.size else ""
-    kind = _KIND_OF.get(name, "file")
-    return {
-        "kind": kind,
-        "syscall": name,
-        "abi": ABI_NAMES[0],
-        "result": result,
-        "path": _upward(path[:length]) if resolved else text(path),
-        "detail": second or (_open_flags(flags) if kind == "open" else ""),
-    }
-
-
-def _upward(names: bytes) -> str:
-    """A path from its names, the last one first. What has no name, such as a pipe's end opened anew, is "/"."""
-    return "/" + "/".join(text(name) for name in reversed(names.split(b"\0")[:-1]))
-
-
-def _open_flags(flags: int) -> str:
-    words = [("O_RDONLY", "O_WRONLY", "O_RDWR", "O_ACCMODE")[flags & os.O_ACCMODE]]
-    words += [
-        name for name in ("O_CREAT", "O_EXCL", "O_TRUNC", "O_APPEND", "O_DIRECTORY", "O_PATH") if _has(flags, name)
-    ]
-    return "|".join(words)
-
-
-def _has(flags: int, name: str) -> bool:
-    bit: int = getattr(os, name)
-    return flags & bit == bit
 
 
 def _contact(record: bytes) -> dict[str, Any]:
