@@ -115,6 +115,9 @@ class Config(BaseModel):
         30.0, ge=0, description="How long runs may go on after SIGTERM before they are killed."
     )
     record_days: float = Field(30.0, ge=0, description="Days that a run's record is kept; 0: for ever.")
+    trace_days: float = Field(14.0, ge=0, description="Days that a full trace is kept; 0: as long as there is room.")
+    max_traces_bytes: int = Field(10 << 30, ge=0, description="Room for all full traces, oldest go first; 0: no bound.")
+    max_trace_bytes: int = Field(1 << 30, ge=1 << 20, description="Room for one full trace; the rest of it is dropped.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="auto: console on a terminal, else json."

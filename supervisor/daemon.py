@@ -46,6 +46,7 @@ log = structlog.get_logger(__name__)
 
 _UPKEEP_SECONDS = 5.0
 _PRUNE_SECONDS = 3600.0
+_PRUNE_TRACES_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -111,7 +112,8 @@ def prepare(config: Config, instance_name: str) -> Parts:
         probes, features = open_probes(hierarchies.group, config.max_concurrent_runs, hierarchies.unified)
         host = replace(host, features={**host.features, **{feature.name: feature for feature in features}})
         traces = TraceStore(state_dir / "traces")
-        recorder = Recorder(probes, traces) if probes is not None else None
+        traces.remove_partial()
+        recorder = Recorder(probes, traces, config.max_trace_bytes) if probes is not None else None
         backend = NativeBackend(settings, host, hierarchies, launchers, recorder)
         stack.pop_all()
     return Parts(config, instance, records, traces, host, hierarchies, backend, policies, lease)
@@ -209,7 +211,7 @@ def close(parts: Parts) -> None:
 
 async def _upkeep(parts: Parts, runs: Runs) -> None:
     """What the records need from time to time, off the runs' path."""
-    prune_at = 0.0
+    prune_at = prune_traces_at = 0.0
     while True:
         await asyncio.sleep(_UPKEEP_SECONDS)
         try:
@@ -219,7 +221,11 @@ async def _upkeep(parts: Parts, runs: Runs) -> None:
             if parts.config.record_days and time.monotonic() > prune_at:
                 prune_at = time.monotonic() + _PRUNE_SECONDS
                 await asyncio.to_thread(parts.records.prune, time.time() - parts.config.record_days * 86400)
-        except SupervisorError as error:
+            if time.monotonic() > prune_traces_at:
+                prune_traces_at = time.monotonic() + _PRUNE_TRACES_SECONDS
+                oldest = time.time() - parts.config.trace_days * 86400 if parts.config.trace_days else 0
+                await asyncio.to_thread(parts.traces.prune, oldest, parts.config.max_traces_bytes)
+        except (SupervisorError, OSError) as error:
             log.warning("upkeep_failed", error=str(error))
 
 

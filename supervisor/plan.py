@@ -190,10 +190,12 @@ def _address_rules(effective: EffectivePolicy) -> AddressPlan | None:
 
 def _check_probes(spec: RunSpec, policy: Policy, host: HostFeatures) -> None:
     """What only probes can see is refused where somebody relies on it, rather than taken and not done."""
-    if spec.trace not in (None, TraceLevel.OFF) and not host.has("trace"):
+    asked = spec.trace not in (None, TraceLevel.OFF)
+    if (asked or policy.trace.required) and not host.has("trace"):
         found = host.features.get("trace")
+        who = f"trace {spec.trace.value}" if asked and spec.trace else f"policy {policy.name}, which requires a trace,"
         raise HostLacks(
-            f"trace {spec.trace.value} needs the eBPF probes: {found.detail if found else 'not looked for'}",
+            f"{who} needs the eBPF probes: {found.detail if found else 'not looked for'}",
             reason="TRACE_NOT_AVAILABLE",
             field="trace",
             metadata={"feature": "trace", "remedy": found.remedy if found else ""},

@@ -118,7 +118,10 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
+    """`required`: a host that cannot trace is no place for these runs."""
+
     level: TraceLevel = TraceLevel.SUMMARY
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -294,7 +294,9 @@ def _build(name: str, source: _Source, tables: _Table) -> Policy:
             tuple(sorted(call for call, (action, _) in actions.items() if action == "kill")),
         ),
         process=Process(**process),
-        trace=Trace(TraceLevel(tables.get("trace", {}).get("level", "summary"))),
+        trace=Trace(
+            TraceLevel(tables.get("trace", {}).get("level", "summary")), tables.get("trace", {}).get("required", False)
+        ),
         rules=tuple(
             Rule(**{**rule, "match": {key: tuple(value) for key, value in rule.get("match", {}).items()}})
             for rule in tables.get("rules", [])
@@ -388,7 +390,7 @@ def _as_tables(policy: Policy) -> _Table:
             "core_dumps": process.core_dumps,
             "env": process.env,
         },
-        "trace": {"level": policy.trace.level.value},
+        "trace": {"level": policy.trace.level.value, "required": policy.trace.required},
         "response": {} if policy.response.violation_threshold is None else {
             "violation_threshold": policy.response.violation_threshold},
         "rules": [

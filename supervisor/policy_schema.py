@@ -206,6 +206,7 @@ class ProcessTable(_Table):
 
 class TraceTable(_Table):
     level: Literal["off", "summary", "full"] = "summary"
+    required: bool = False
 
 
 class RuleTable(_Table):

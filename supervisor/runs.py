@@ -6,7 +6,8 @@ import asyncio
 import builtins
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import TypeVar
 
 import structlog
 
@@ -15,7 +16,8 @@ from supervisor.backends.base import Backend
 from supervisor.errors import Draining, HostLacks, InvalidRequest, NotFound, PolicyRefused
 from supervisor.evidence.pending import PendingRecords
 from supervisor.evidence.records import RunRecords
-from supervisor.evidence.traces import TraceStore
+from supervisor.evidence.trace_query import TraceQuery
+from supervisor.evidence.traces import Found, SearchEnd, TraceStore
 from supervisor.live import LiveRun
 from supervisor.model import Event, Outcome, Peer, RunRecord, RunResult, RunSpec, TraceEvent, TraceLevel
 from supervisor.policy import EffectivePolicy, Policy, narrow
@@ -25,6 +27,10 @@ from supervisor.watch import Watchers
 
 log = structlog.get_logger(__name__)
 
+_Step = TypeVar("_Step")
+
+_SEARCHES = 2
+"""So many threads search at a time; further searches take turns with them, step by step."""
 _END_SECONDS = 60.0
 _TELL_SECONDS = 10.0
 
@@ -49,6 +55,7 @@ class Runs:
         admission = Admission(max_concurrent, max_queued)
         self._house = House(admission, records, PendingRecords(records), Watchers(), os.cpu_count() or 1)
         self._traces = traces
+        self._searching = asyncio.Semaphore(_SEARCHES)
         self._backends = backends
         self._policies = policies
         self._instance = instance
@@ -193,6 +200,30 @@ class Runs:
 
     async def trace(self, run_id: str) -> AsyncIterator[builtins.list[TraceEvent]]:
         """The events of a run that was traced in full, once it has ended. Raises NotFound, InvalidRequest."""
+        self._check_traced(run_id)
+        batches = self._traces.events(run_id)
+        while (batch := await asyncio.to_thread(next, batches, None)) is not None:
+            yield batch
+
+    async def search(self, query: TraceQuery) -> AsyncIterator[Found | SearchEnd]:
+        """What is in the traces of runs that have ended. Raises NotFound, InvalidRequest for a query's own run."""
+        if query.run_id:
+            self._check_traced(query.run_id)
+        steps = self._traces.search(query)
+        while (step := await self._search_step(steps)) is not None:
+            yield step
+
+    async def _search_step(self, steps: Iterator[_Step]) -> _Step | None:
+        """Holds its place among the searching threads until the thread is done, even where nobody waits for it any more."""
+        async with self._searching:
+            step = asyncio.ensure_future(asyncio.to_thread(next, steps, None))
+            try:
+                return await asyncio.shield(step)
+            finally:
+                if not step.done():
+                    await asyncio.wait([step])
+
+    def _check_traced(self, run_id: str) -> None:
         if run_id in self._alive:
             raise InvalidRequest(
                 f"run {run_id} is still going: its trace can be read once it has ended", field="run_id"
@@ -204,9 +235,6 @@ class Runs:
                 field="run_id",
                 metadata={"run_id": record.run_id, "remedy": "run it with --trace full"},
             )
-        batches = self._traces.events(run_id)
-        while (batch := await asyncio.to_thread(next, batches, None)) is not None:
-            yield batch
 
     def watch(self, agent: str) -> AsyncIterator[tuple[float, str, str, Event, int]]:
         return self._house.watchers.watch(agent)

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
+from supervisor.evidence.trace_query import TraceQuery
+from supervisor.evidence.traces import Found, SearchEnd
 from supervisor.model import Event, Peer, RunRecord, RunResult, RunSpec, TraceEvent
 from supervisor.policy import Policy, PolicyProblem
 
@@ -54,6 +56,10 @@ class Runs(Protocol):
 
     def trace(self, run_id: str) -> AsyncIterator[list[TraceEvent]]:
         """Raises NotFound, InvalidRequest for a run that has no full trace or none yet."""
+        ...
+
+    def search(self, query: TraceQuery) -> AsyncIterator[Found | SearchEnd]:
+        """Small steps, some without events; last, how it went. Raises NotFound, InvalidRequest for the query's own run."""
         ...
 
     async def kill(self, run_id: str) -> bool:

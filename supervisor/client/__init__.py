@@ -14,7 +14,10 @@ from supervisor.client.async_client import AsyncRunStream, AsyncSupervisor
 from supervisor.client.build import LocalFile, RunOptions
 from supervisor.client.channel import DEFAULT_ADDRESS
 from supervisor.client.errors_wire import Cancelled, DeadlineExceeded
+from supervisor.client.exports import ExportInfo, export
+from supervisor.client.process_tree import Process, ProcessTree
 from supervisor.client.result import Host, Policy, PolicyCheck, PolicyProblem, TraceEvent, result_to_json
+from supervisor.client.search import AsyncTraceSearch, FoundEvent, SearchEnd, SearchOptions, TraceSearch
 from supervisor.client.sync_client import RunStream, Supervisor
 from supervisor.errors import (
     AlreadyExists,
@@ -34,10 +37,13 @@ __all__ = [
     "AlreadyExists",
     "AsyncRunStream",
     "AsyncSupervisor",
+    "AsyncTraceSearch",
     "Cancelled",
     "DeadlineExceeded",
     "Draining",
     "Exhausted",
+    "ExportInfo",
+    "FoundEvent",
     "Host",
     "HostLacks",
     "InvalidRequest",
@@ -48,11 +54,17 @@ __all__ = [
     "PolicyCheck",
     "PolicyProblem",
     "PolicyRefused",
+    "Process",
+    "ProcessTree",
     "RunOptions",
     "RunStream",
+    "SearchEnd",
+    "SearchOptions",
     "Supervisor",
     "SupervisorError",
     "TraceEvent",
+    "TraceSearch",
     "Unreachable",
+    "export",
     "result_to_json",
 ]

@@ -17,6 +17,7 @@ from supervisor.client import result as wire
 from supervisor.client.build import Request, RunOptions, Text, build_request, stdin_chunks, to_bytes
 from supervisor.client.channel import MAX_MESSAGE_BYTES, Stubs, Target, TlsFiles, resolve_target
 from supervisor.client.errors_wire import Cancelled, from_rpc_error
+from supervisor.client.search import AsyncTraceSearch, SearchOptions, search_request
 from supervisor.client.sync_client import runs_request
 from supervisor.model import Event, Exited, RunRecord, RunResult, Started, TraceSummary
 from supervisor.v1 import host_pb2, policy_pb2, run_pb2, trace_pb2
@@ -134,6 +135,10 @@ class AsyncSupervisor:
         """A run's system calls, counted. Raises NotFound."""
         request = trace_pb2.GetTraceSummaryRequest(run_id=run_id)
         return wire.to_summary((await self._ask(self._stubs.traces.GetTraceSummary, request)).summary)
+
+    def search_traces(self, **options: Unpack[SearchOptions]) -> AsyncTraceSearch:
+        """What is in the stored traces of all runs; see `Supervisor.search_traces`. Not awaited itself."""
+        return AsyncTraceSearch(self._stubs.traces.SearchTraces, search_request(options), self._target)
 
     async def close(self) -> None:
         """Ends the connection, and with it every run that still streams through it."""

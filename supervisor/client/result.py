@@ -217,7 +217,7 @@ def to_check(message: policy_pb2.CheckPolicyResponse) -> PolicyCheck:
     return PolicyCheck(problems, to_policy(message.policy) if message.HasField("policy") else None)
 
 
-def to_trace_events(message: trace_pb2.GetTraceResponse) -> Iterable[TraceEvent]:
+def to_trace_events(message: trace_pb2.GetTraceResponse | trace_pb2.SearchTracesResponse) -> Iterable[TraceEvent]:
     """The events of one message of a trace."""
     return (_fields(TraceEvent, event, args=tuple(event.args), argv=tuple(event.argv)) for event in message.events)
 

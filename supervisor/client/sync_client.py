@@ -16,6 +16,7 @@ from supervisor.client import result as wire
 from supervisor.client.build import Request, RunOptions, Text, build_request, stdin_chunks, to_bytes
 from supervisor.client.channel import MAX_MESSAGE_BYTES, Stubs, Target, TlsFiles, resolve_target
 from supervisor.client.errors_wire import from_rpc_error
+from supervisor.client.search import SearchOptions, TraceSearch, search_request
 from supervisor.model import Event, Exited, RunRecord, RunResult, Started, TraceSummary
 from supervisor.v1 import host_pb2, policy_pb2, run_pb2, trace_pb2
 
@@ -134,6 +135,13 @@ class Supervisor:
         """A run's system calls, counted. Raises NotFound."""
         request = trace_pb2.GetTraceSummaryRequest(run_id=run_id)
         return wire.to_summary(self._ask(self._stubs.traces.GetTraceSummary, request).summary)
+
+    def search_traces(self, **options: Unpack[SearchOptions]) -> TraceSearch:
+        """What is in the stored traces of all runs that have ended: iterate it for (run_id, event), newest run first.
+
+        See `SearchOptions`. Raises InvalidRequest, NotFound for `run_id`, also when iterated.
+        """
+        return TraceSearch(self._stubs.traces.SearchTraces, search_request(options), self._target)
 
     def close(self) -> None:
         """Ends the connection, and with it every run that still streams through it."""

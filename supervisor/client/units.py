@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from datetime import datetime
 
 from supervisor import errors
 
@@ -12,6 +13,9 @@ _SHIFT = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
 _SIZES = ("memory", "file_size", "disk", "output")
 _DURATION = re.compile(r"(-?\d+(?:\.\d+)?)\s*(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+_AGO = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
+_AGO_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_UNIX = re.compile(r"\d{9,10}(?:\.\d*)?")
 _DURATIONS = ("wall_seconds", "cpu_seconds")
 _FRACTIONS = (*_DURATIONS, "cpus")
 _INT64_MAX = (1 << 63) - 1
@@ -37,6 +41,25 @@ def parse_duration(text: str) -> float | int:
     except ValueError:
         raise ValueError(
             f"{text!r} is no duration; write seconds, or a number with ms, s, m or h, such as 500ms or 2m"
+        ) from None
+
+
+def parse_moment(text: str, now: float) -> float:
+    """Unix seconds of "2h" (ago: s, m, h, d, w), of a date or time such as 2026-11-24T13:30, local where it names no
+    other, or of Unix seconds in digits. Raises ValueError.
+    """
+    text = text.strip()
+    ago = _AGO.fullmatch(text)
+    if ago is not None:
+        return max(0.0, now - float(ago[1]) * _AGO_SECONDS[ago[2]])
+    if _UNIX.fullmatch(text):
+        return float(text)
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"{text!r} is no time; write how long ago, such as 2h or 3d, a date and time such as 2026-11-24 or "
+            "2026-11-24T13:30:00Z, or Unix seconds"
         ) from None
 
 

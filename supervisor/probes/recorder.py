@@ -37,9 +37,10 @@ _FLUSH_ROWS = 100_000
 class Recorder:
     """The probes with their reader, and the store with its writer: a thread each, and only while runs are traced in full."""
 
-    def __init__(self, probes: Probes, store: TraceStore) -> None:
+    def __init__(self, probes: Probes, store: TraceStore, max_trace_bytes: int) -> None:
         self.probes = probes
         self.store = store
+        self.max_trace_bytes = max_trace_bytes
         self._full: set[Tracing] = set()
         self._read_thread = ThreadPoolExecutor(1, "trace-read")
         self.write_thread = ThreadPoolExecutor(1, "trace-write")
@@ -155,6 +156,10 @@ class Tracing:
         try:
             if self._writer is None:
                 self._writer = self._recorder.store.writer(self._run_id)
+            elif self._writer.size > self._recorder.max_trace_bytes:
+                self._lost += rows
+                self.failure = f"beyond max_trace_bytes, {self._recorder.max_trace_bytes >> 20} MiB"
+                return
             self._writer.write(to_table(calls, records, self._offset))
         except (OSError, ArrowException) as error:
             self._lost += rows

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from supervisor.v1 import run_pb2 as supervisor_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19supervisor/v1/trace.proto\x12\rsupervisor.v1\x1a\x17supervisor/v1/run.proto\"!\n\x0fGetTraceRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\xe7\x01\n\nTraceEvent\x12\x0c\n\x04time\x18\x01 \x01(\x01\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\x0b\n\x03tid\x18\x04 \x01(\x05\x12\x0c\n\x04\x63omm\x18\x05 \x01(\t\x12\x0f\n\x07syscall\x18\x06 \x01(\t\x12\x0b\n\x03\x61\x62i\x18\x07 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x08 \x03(\x06\x12\x0e\n\x06result\x18\t \x01(\x03\x12\x0c\n\x04path\x18\n \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x0b \x01(\t\x12\x0c\n\x04port\x18\x0c \x01(\x05\x12\x0e\n\x06\x64\x65tail\x18\r \x01(\t\x12\x0e\n\x06parent\x18\x0e \x01(\x05\x12\x0c\n\x04\x61rgv\x18\x0f \x03(\t\"=\n\x10GetTraceResponse\x12)\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x19.supervisor.v1.TraceEvent\"(\n\x16GetTraceSummaryRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"G\n\x17GetTraceSummaryResponse\x12,\n\x07summary\x18\x01 \x01(\x0b\x32\x1b.supervisor.v1.TraceSummary2\xbf\x01\n\x0cTraceService\x12M\n\x08GetTrace\x12\x1e.supervisor.v1.GetTraceRequest\x1a\x1f.supervisor.v1.GetTraceResponse0\x01\x12`\n\x0fGetTraceSummary\x12%.supervisor.v1.GetTraceSummaryRequest\x1a&.supervisor.v1.GetTraceSummaryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19supervisor/v1/trace.proto\x12\rsupervisor.v1\x1a\x17supervisor/v1/run.proto\"!\n\x0fGetTraceRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"\xe7\x01\n\nTraceEvent\x12\x0c\n\x04time\x18\x01 \x01(\x01\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\x0b\n\x03tid\x18\x04 \x01(\x05\x12\x0c\n\x04\x63omm\x18\x05 \x01(\t\x12\x0f\n\x07syscall\x18\x06 \x01(\t\x12\x0b\n\x03\x61\x62i\x18\x07 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x08 \x03(\x06\x12\x0e\n\x06result\x18\t \x01(\x03\x12\x0c\n\x04path\x18\n \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x0b \x01(\t\x12\x0c\n\x04port\x18\x0c \x01(\x05\x12\x0e\n\x06\x64\x65tail\x18\r \x01(\t\x12\x0e\n\x06parent\x18\x0e \x01(\x05\x12\x0c\n\x04\x61rgv\x18\x0f \x03(\t\"=\n\x10GetTraceResponse\x12)\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x19.supervisor.v1.TraceEvent\"(\n\x16GetTraceSummaryRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"G\n\x17GetTraceSummaryResponse\x12,\n\x07summary\x18\x01 \x01(\x0b\x32\x1b.supervisor.v1.TraceSummary\"\xd1\x01\n\x13SearchTracesRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x10\n\x08syscalls\x18\x04 \x03(\t\x12\r\n\x05kinds\x18\x05 \x03(\t\x12\x0f\n\x07program\x18\x06 \x01(\t\x12\x0e\n\x06\x66\x61iled\x18\x07 \x01(\x08\x12\x12\n\x05since\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05until\x18\t \x01(\x01H\x01\x88\x01\x01\x12\r\n\x05limit\x18\n \x01(\x03\x42\x08\n\x06_sinceB\x08\n\x06_until\"~\n\x14SearchTracesResponse\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12)\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x19.supervisor.v1.TraceEvent\x12+\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1e.supervisor.v1.SearchTracesEnd\"d\n\x0fSearchTracesEnd\x12\x10\n\x08searched\x18\x01 \x01(\x03\x12\x0f\n\x07skipped\x18\x02 \x01(\x03\x12\x17\n\x0fskipped_run_ids\x18\x03 \x03(\t\x12\x15\n\rlimit_reached\x18\x04 \x01(\x08\x32\x9a\x02\n\x0cTraceService\x12M\n\x08GetTrace\x12\x1e.supervisor.v1.GetTraceRequest\x1a\x1f.supervisor.v1.GetTraceResponse0\x01\x12`\n\x0fGetTraceSummary\x12%.supervisor.v1.GetTraceSummaryRequest\x1a&.supervisor.v1.GetTraceSummaryResponse\x12Y\n\x0cSearchTraces\x12\".supervisor.v1.SearchTracesRequest\x1a#.supervisor.v1.SearchTracesResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,6 +42,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETTRACESUMMARYREQUEST']._serialized_end=441
   _globals['_GETTRACESUMMARYRESPONSE']._serialized_start=443
   _globals['_GETTRACESUMMARYRESPONSE']._serialized_end=514
-  _globals['_TRACESERVICE']._serialized_start=517
-  _globals['_TRACESERVICE']._serialized_end=708
+  _globals['_SEARCHTRACESREQUEST']._serialized_start=517
+  _globals['_SEARCHTRACESREQUEST']._serialized_end=726
+  _globals['_SEARCHTRACESRESPONSE']._serialized_start=728
+  _globals['_SEARCHTRACESRESPONSE']._serialized_end=854
+  _globals['_SEARCHTRACESEND']._serialized_start=856
+  _globals['_SEARCHTRACESEND']._serialized_end=956
+  _globals['_TRACESERVICE']._serialized_start=959
+  _globals['_TRACESERVICE']._serialized_end=1241
 # @@protoc_insertion_point(module_scope)

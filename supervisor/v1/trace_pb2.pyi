@@ -64,3 +64,49 @@ class GetTraceSummaryResponse(_message.Message):
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     summary: _run_pb2.TraceSummary
     def __init__(self, summary: _Optional[_Union[_run_pb2.TraceSummary, _Mapping]] = ...) -> None: ...
+
+class SearchTracesRequest(_message.Message):
+    __slots__ = ("run_id", "path", "address", "syscalls", "kinds", "program", "failed", "since", "until", "limit")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    SYSCALLS_FIELD_NUMBER: _ClassVar[int]
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    PROGRAM_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    path: str
+    address: str
+    syscalls: _containers.RepeatedScalarFieldContainer[str]
+    kinds: _containers.RepeatedScalarFieldContainer[str]
+    program: str
+    failed: bool
+    since: float
+    until: float
+    limit: int
+    def __init__(self, run_id: _Optional[str] = ..., path: _Optional[str] = ..., address: _Optional[str] = ..., syscalls: _Optional[_Iterable[str]] = ..., kinds: _Optional[_Iterable[str]] = ..., program: _Optional[str] = ..., failed: bool = ..., since: _Optional[float] = ..., until: _Optional[float] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class SearchTracesResponse(_message.Message):
+    __slots__ = ("run_id", "events", "end")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    events: _containers.RepeatedCompositeFieldContainer[TraceEvent]
+    end: SearchTracesEnd
+    def __init__(self, run_id: _Optional[str] = ..., events: _Optional[_Iterable[_Union[TraceEvent, _Mapping]]] = ..., end: _Optional[_Union[SearchTracesEnd, _Mapping]] = ...) -> None: ...
+
+class SearchTracesEnd(_message.Message):
+    __slots__ = ("searched", "skipped", "skipped_run_ids", "limit_reached")
+    SEARCHED_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_RUN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_REACHED_FIELD_NUMBER: _ClassVar[int]
+    searched: int
+    skipped: int
+    skipped_run_ids: _containers.RepeatedScalarFieldContainer[str]
+    limit_reached: bool
+    def __init__(self, searched: _Optional[int] = ..., skipped: _Optional[int] = ..., skipped_run_ids: _Optional[_Iterable[str]] = ..., limit_reached: bool = ...) -> None: ...

@@ -45,6 +45,11 @@ class TraceServiceStub(object):
                 request_serializer=supervisor_dot_v1_dot_trace__pb2.GetTraceSummaryRequest.SerializeToString,
                 response_deserializer=supervisor_dot_v1_dot_trace__pb2.GetTraceSummaryResponse.FromString,
                 _registered_method=True)
+        self.SearchTraces = channel.unary_stream(
+                '/supervisor.v1.TraceService/SearchTraces',
+                request_serializer=supervisor_dot_v1_dot_trace__pb2.SearchTracesRequest.SerializeToString,
+                response_deserializer=supervisor_dot_v1_dot_trace__pb2.SearchTracesResponse.FromString,
+                _registered_method=True)
 
 
 class TraceServiceServicer(object):
@@ -63,6 +68,13 @@ class TraceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SearchTraces(self, request, context):
+        """The stored traces of all runs that have ended, newest run first, and within a run in order of time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TraceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +87,11 @@ def add_TraceServiceServicer_to_server(servicer, server):
                     servicer.GetTraceSummary,
                     request_deserializer=supervisor_dot_v1_dot_trace__pb2.GetTraceSummaryRequest.FromString,
                     response_serializer=supervisor_dot_v1_dot_trace__pb2.GetTraceSummaryResponse.SerializeToString,
+            ),
+            'SearchTraces': grpc.unary_stream_rpc_method_handler(
+                    servicer.SearchTraces,
+                    request_deserializer=supervisor_dot_v1_dot_trace__pb2.SearchTracesRequest.FromString,
+                    response_serializer=supervisor_dot_v1_dot_trace__pb2.SearchTracesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -132,6 +149,33 @@ class TraceService(object):
             '/supervisor.v1.TraceService/GetTraceSummary',
             supervisor_dot_v1_dot_trace__pb2.GetTraceSummaryRequest.SerializeToString,
             supervisor_dot_v1_dot_trace__pb2.GetTraceSummaryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchTraces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/supervisor.v1.TraceService/SearchTraces',
+            supervisor_dot_v1_dot_trace__pb2.SearchTracesRequest.SerializeToString,
+            supervisor_dot_v1_dot_trace__pb2.SearchTracesResponse.FromString,
             options,
             channel_credentials,
             insecure,

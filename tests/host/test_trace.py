@@ -282,3 +282,18 @@ def test_files_are_told_by_their_real_paths(supervisor: Supervisor) -> None:
     assert ("newer", "", True) in of("unlink")
     opened = [event for event in events if event.kind == "open" and event.path == "/etc/hostname"]
     assert len(opened) == 2 and {event.syscall for event in opened} == {"openat"}
+
+
+def test_one_trace_has_its_bound(make_daemon: Callable[..., Daemon], attacks: Path) -> None:
+    """What is beyond it is dropped and told; what came first is kept."""
+    daemon = make_daemon("bounded", SUPERVISOR_MAX_TRACE_BYTES=str(1 << 20))
+    with Supervisor(daemon.address) as client:
+        result = client.execute(
+            ["/attacks/flood", "1000000", "0"], trace="full", timeout=scaled(60), mounts=[f"{attacks}:/attacks:ro"]
+        )
+        assert result.exit_code == 0 and result.trace.syscalls["getppid"].calls == 1_000_000
+        assert not result.trace.complete and result.trace.dropped > 100_000
+        assert any("max_trace_bytes" in name for name in result.enforcement.missing)
+        path = daemon.base / "state" / "traces" / f"{result.run_id}.parquet"
+        assert path.stat().st_size < 16 << 20
+        assert next(iter(client.trace(result.run_id))).kind == "exec"

@@ -15,7 +15,9 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
+from trace_samples import sample
 
+from supervisor.client.result import TraceEvent
 from supervisor.v1 import (
     host_pb2,
     host_pb2_grpc,
@@ -48,12 +50,17 @@ def refuse(context, code, message, reason="", field="", metadata=None, retry=Non
     context.abort_with_status(rpc_status.to_status(status))
 
 
+def created(run_id: str) -> float:
+    """A minute and a half ago, whenever it is asked for."""
+    return time.time() - 90 + int(run_id[-1])
+
+
 def record(run_id: str, state: int, argv: tuple[bytes, ...] = (), **result) -> run_pb2.RunRecord:
     return run_pb2.RunRecord(
         state=state,
         argv=argv,
         program="/usr/bin/python3",
-        created_at=time.time() - 90 + int(run_id[-1]),
+        created_at=created(run_id),
         result=run_pb2.RunResult(run_id=run_id, policy="strict", **result),
     )
 
@@ -63,6 +70,22 @@ RECORDS = [
     record("run-2", run_pb2.RUN_STATE_ENDED, outcome=run_pb2.OUTCOME_OUT_OF_MEMORY, detail=f"out of memory{ANSI}\nx"),
     record("run-1", run_pb2.RUN_STATE_RUNNING, ARGV, agent="a"),
 ]
+
+
+SUMMARY = run_pb2.TraceSummary(
+    level="summary",
+    events=40,
+    dropped=2,
+    process_count=3,
+    processes=[
+        run_pb2.TracedProcess(pid=2, parent=1, comm="sh", path="/bin/sh", started_at=1.0, ended_at=2.0, result=0),
+        run_pb2.TracedProcess(pid=3, parent=2, comm="ls", path=f"/bin/ls{ANSI}", started_at=1.5),
+    ],
+    syscalls={"read": run_pb2.SyscallCount(calls=30, errors=3), "open": run_pb2.SyscallCount(calls=10)},
+    addresses=[
+        run_pb2.TracedAddress(operation="connect", protocol="tcp", address="::1", port=80, count=2, denied=True)
+    ],
+)
 
 
 class Runs(run_pb2_grpc.RunServiceServicer):
@@ -222,6 +245,8 @@ class Runs(run_pb2_grpc.RunServiceServicer):
 
     def ListRuns(self, request, context):
         found = [run for run in RECORDS if request.state in (0, run.state) and request.agent in ("", run.result.agent)]
+        for run in found:
+            run.created_at = created(run.result.run_id)
         at = int(request.page_token or 0)
         # One a page, so that every listing turns pages.
         token = str(at + 1) if at + 1 < len(found) else ""
@@ -260,14 +285,40 @@ class Hosts(host_pb2_grpc.HostServiceServicer):
         return host_pb2.GetHostResponse(version="1", kernel="6.18", cgroup="hybrid", cpus=2, features=[feature])
 
 
+def wire_event(event: TraceEvent) -> trace_pb2.TraceEvent:
+    return trace_pb2.TraceEvent(**{name: getattr(event, name) for name in TraceEvent.__slots__})
+
+
 class Traces(trace_pb2_grpc.TraceServiceServicer):
+    """run-1's trace is two events; run-3's is the sample; run-2 was traced at the level summary."""
+
+    def __init__(self) -> None:
+        self.searches: list[trace_pb2.SearchTracesRequest] = []
+        self.end = trace_pb2.SearchTracesEnd(searched=2)
+
+    def SearchTraces(self, request, context):
+        self.searches.append(request)
+        if request.path == "[":
+            refuse(
+                context, grpc.StatusCode.INVALID_ARGUMENT, "path has a '[' without its ']'", "INVALID_REQUEST", "path"
+            )
+        yield trace_pb2.SearchTracesResponse(run_id="run-3", events=map(wire_event, sample()[:7]))
+        yield trace_pb2.SearchTracesResponse(run_id="run-3", events=map(wire_event, sample()[7:9]))
+        yield trace_pb2.SearchTracesResponse(run_id=RUN_ID, events=map(wire_event, sample()[16:17]))
+        yield trace_pb2.SearchTracesResponse(end=self.end)
+
     def GetTrace(self, request, context):
+        if request.run_id == "run-3":
+            yield trace_pb2.GetTraceResponse(events=map(wire_event, sample()))
+            return
         if request.run_id != RUN_ID:
             refuse(context, grpc.StatusCode.NOT_FOUND, "no such run", "NOT_FOUND")
         event = trace_pb2.TraceEvent(time=1.25, kind="open", pid=1, comm="sh", syscall="openat", path="/x", args=[1, 2])
         yield trace_pb2.GetTraceResponse(events=[event, event])
 
     def GetTraceSummary(self, request, context):
+        if request.run_id == "run-2":
+            return trace_pb2.GetTraceSummaryResponse(summary=SUMMARY)
         summary = run_pb2.TraceSummary(level="full", complete=True, events=2)
         summary.syscalls["openat"].calls = 2
         return trace_pb2.GetTraceSummaryResponse(summary=summary)
@@ -279,6 +330,7 @@ class FakeDaemon:
     def __init__(self, socket: str) -> None:
         self.address = f"unix://{socket}"
         self.runs = Runs()
+        self.traces = Traces()
 
     def __enter__(self) -> FakeDaemon:
         options = [("grpc.max_receive_message_length", 65 << 20), ("grpc.max_send_message_length", 65 << 20)]
@@ -286,7 +338,7 @@ class FakeDaemon:
         run_pb2_grpc.add_RunServiceServicer_to_server(self.runs, self._server)
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(Policies(), self._server)
         host_pb2_grpc.add_HostServiceServicer_to_server(Hosts(), self._server)
-        trace_pb2_grpc.add_TraceServiceServicer_to_server(Traces(), self._server)
+        trace_pb2_grpc.add_TraceServiceServicer_to_server(self.traces, self._server)
         self._server.add_insecure_port(self.address)
         self._server.start()
         return self

@@ -45,7 +45,10 @@ def test_help_imports_neither_grpc_nor_rich():
 
 @pytest.mark.parametrize(
     "name",
-    ["run", "serve", "doctor", "ps", "inspect", "kill", "top", "trace", "policy", "trace export", "policy check"],
+    [
+        *("run", "serve", "doctor", "ps", "inspect", "kill", "top", "trace", "policy", "policy check"),
+        *("trace show", "trace summary", "trace search", "trace export"),
+    ],
 )
 def test_every_command_has_help(name):
     done = invoke(*name.split(), "--help")
@@ -72,6 +75,8 @@ def test_every_command_has_help(name):
         (["ps", "--jsn"], 2, ["--jsn", "--json"]),
         (["kill"], 2, ["--agent"]),
         (["trace", "export", "r", "--format", "xml"], 2, ["--format", "jsonl"]),
+        (["trace", "show", "r", "--syscall", "opnat"], 2, ["--syscall", "did you mean openat?"]),
+        (["trace", "search", "--limit", "0"], 2, ["--limit"]),
     ],
 )
 def test_wrong_usage_names_the_flag_and_the_nearest(arguments, status, words):

@@ -118,6 +118,8 @@ def test_without_probes_a_trace_is_missing_and_one_that_is_asked_for_is_refused(
     with pytest.raises(HostLacks) as caught:
         plan_of("strict", RunSpec(argv=(b"true",), trace=TraceLevel.FULL), replace(HOST, features=lacking))
     assert (caught.value.reason, caught.value.metadata["remedy"]) == ("TRACE_NOT_AVAILABLE", "use another kernel")
+    with pytest.raises(HostLacks, match="policy paranoid, which requires a trace, needs the eBPF probes: no BTF"):
+        plan_of("paranoid", host=replace(HOST, features=lacking))
 
 
 def test_network_internal_is_refused() -> None:

@@ -235,7 +235,7 @@ def stop(number: int, _frame: FrameType | None) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run the host tests in an emulated Debian kernel.", allow_abbrev=False)
-    parser.add_argument("--minutes", type=float, default=20, help="time limit for all of it")
+    parser.add_argument("--minutes", type=float, default=30, help="time limit for all of it")
     parser.add_argument("--memory", default="4G", help="memory of the guest")
     parser.add_argument("--cpus", type=int, default=min(4, os.cpu_count() or 1), help="CPUs of the guest")
     parser.add_argument("--exec", action="store_true", help="run the rest as a command instead of pytest")

@@ -16,6 +16,8 @@ from grpc_status import rpc_status
 from supervisor import errors
 from supervisor.api.host_service import HostInfo
 from supervisor.api.server import Backing
+from supervisor.evidence.trace_query import TraceQuery
+from supervisor.evidence.traces import Found, SearchEnd
 from supervisor.model import (
     Event,
     Exited,
@@ -116,6 +118,10 @@ class FakeRuns:
             for index in range(250, 0, -1)
         ]
         self.watched: list[str] = []
+        self.searched: list[TraceQuery] = []
+        self.steps: list[Found | SearchEnd] = [SearchEnd(0)]
+        self.search_goes_on = False
+        self.searches_left = 0
         self.checked: list[tuple[int, str, bool]] = []
         """Of every policy text that was checked: characters, name, and whether that held up the event loop."""
 
@@ -175,6 +181,18 @@ class FakeRuns:
         call = TraceEvent(1_500_000_000, "syscall", 2, 2, "mkdir", "x86-64", -13, (1, 1 << 63))
         yield [TraceEvent(1_000_000_000, "exec", 2, 2, path="/bin/x", argv=("x", "\udcff")), call]
         yield [TraceEvent(2_000_000_000, "exit", 2, 2)]
+
+    async def search(self, query: TraceQuery) -> AsyncIterator[Found | SearchEnd]:
+        self.searched.append(query)
+        if self.error is not None:
+            raise self.error
+        try:
+            for step in self.steps:
+                yield step
+            if self.search_goes_on:
+                await asyncio.Event().wait()
+        finally:
+            self.searches_left += 1
 
     async def watch(self, agent: str) -> AsyncIterator[tuple[float, str, str, Event, int]]:
         try:
