@@ -172,8 +172,8 @@ def test_control_c(daemon: Daemon, script: str, times: int) -> None:
     token = uuid.uuid4().hex
     with live(daemon, f": {token}; {script}") as process:
         for _ in range(times):
+            time.sleep(scaled(0.3))  # a shell between two commands forgets one
             process.send_signal(signal.SIGINT)
-            time.sleep(scaled(0.3))
         _, told = process.communicate(timeout=scaled(20))
     assert process.returncode == 130, (process.returncode, told)
     assert b"Traceback" not in told
