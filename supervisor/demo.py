@@ -1,8 +1,9 @@
-"""`make run`: a daemon of its own, real work under it through gRPC, then five hostile programs, and one table of it all."""
+"""`make run`: a daemon of its own, real work under it through gRPC, then hostile programs, one table of it all, and one trace."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -19,7 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from supervisor.cli.render import size
+from supervisor.cli.trace_view import describe, event_line, print_tree
 from supervisor.client import Supervisor
+from supervisor.client.calls import paired
+from supervisor.client.process_tree import ProcessTree
 from supervisor.errors import SupervisorError
 from supervisor.model import Outcome, RunResult
 
@@ -213,8 +217,46 @@ def _limits_that_mattered(asked: Mapping[str, Any], result: RunResult) -> Iterat
             yield f"{name} {asked[option]}{unit}" if option in asked else f"{name} {_POLICYS}"
 
 
+_INTRUDER = """
+sleep 60 & setsid sleep 60 & sleep 0.1
+cat /etc/shadow; touch /usr/bin/backdoor; python3 -c 'import socket; socket.create_connection(("169.254.169.254", 80), 1)'
+exec mount -t tmpfs none /mnt
+"""
+_REFUSED = (errno.EPERM, errno.EACCES, errno.EROFS, errno.ENETUNREACH, errno.ENOENT)
+_SHOWN_CALLS = ("openat", "connect", "mount")
+
+
+def show_trace(console: Console, supervisor: Supervisor) -> bool:
+    """A hostile run as its trace tells it: who started whom, what was refused, what ended it; whether all of that is there."""
+    result = supervisor.execute(["sh", "-c", _INTRUDER], policy="strict", trace="full", timeout=20)
+    events = list(supervisor.trace(result.run_id))
+    tree = ProcessTree.of(events)
+    console.print("\nOne hostile run as its trace tells it:\n")
+    print_tree(tree)
+    console.print()
+    for entry in paired(events):
+        refused = -entry.event.result in _REFUSED and entry.event.syscall in _SHOWN_CALLS
+        if refused and any(place in describe(entry) for place in ("shadow", "backdoor", "169.254")):
+            console.print(f"  {event_line(entry, tree.start or 0)}", markup=False)
+    killed = [violation for violation in result.violations if violation.action == "kill"]
+    for violation in killed:
+        after = (result.ended_at - violation.time) * 1e3
+        console.print(
+            f"  {violation.exe} ({violation.pid}) called {violation.syscall}: forbidden by {violation.rule}; "
+            f"all {tree_size(tree)} processes gone {after:.1f} ms later",
+            markup=False,
+        )
+    complete = "yes" if result.trace.complete else "no"
+    console.print(f"  complete: {complete}, {result.trace.events} events, {result.trace.dropped} dropped")
+    return bool(killed) and result.trace.complete
+
+
+def tree_size(tree: ProcessTree) -> int:
+    return sum(1 for _ in tree.walk())
+
+
 def main() -> int:
-    """Prints one table; 0 when every program ended as it should."""
+    """Prints one table and one trace; 0 when every program ended as it should."""
     console = Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
     table = results_table(console.width)
     surprises = 0
@@ -231,10 +273,11 @@ def main() -> int:
                 said = result.stdout.decode("utf-8", "replace").strip()
                 shown = said if said and not job.hostile else result.detail
                 console.print(f"  {'hostile: ' if job.hostile else ''}{job.title}: {shown}", markup=False)
-    console.print("\nWhat ran, how it ended, what it cost, and what held it:\n")
-    console.print(table)
+            console.print("\nWhat ran, how it ended, what it cost, and what held it:\n")
+            console.print(table)
+            surprises += not show_trace(console, supervisor)
     if surprises:
-        console.print(f"{surprises} of {len(JOBS)} ended otherwise than they should", style="red")
+        console.print(f"{surprises} of {len(JOBS) + 1} ended otherwise than they should", style="red")
     return 1 if surprises else 0
 
 

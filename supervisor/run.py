@@ -145,7 +145,7 @@ class Run:
                 for pending in (self._wall_timer, self._cpu_timer, self.feeding):
                     if pending is not None:
                         pending.cancel()
-            wall = time.monotonic() - begun
+            wall = end.gone_at - begun
             verdict = judge(end, self.effective.limits, self.stopped, self.spec.argv[0], self.reason)
             if self.spec.collect and verdict.outcome is not Outcome.NOT_STARTED:
                 files = await sandbox.collect()
@@ -242,7 +242,7 @@ class Run:
         self.record = replace(
             self.record,
             state="ended",
-            ended_at=time.time(),
+            ended_at=time.time() - (time.monotonic() - end.gone_at if end is not None else 0.0),
             outcome=verdict.outcome,
             exit_code=verdict.exit_code,
             signal=verdict.signal,

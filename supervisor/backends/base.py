@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ class SandboxEnd:
     `status` is waitpid(2)'s of the program, None when it was ended together with its sandbox. `stage` names a set-up step
     that failed (empty: none), with its `errno` and, for a step that is one of several, what it was `about`; `mount` is the
     index of the request's mount if it was about one. `filter_kills`: the seccomp filter kills by itself, with SIGSYS, and
-    leaves no other evidence; otherwise a SIGSYS is a signal like any other.
+    leaves no other evidence; otherwise a SIGSYS is a signal like any other. `gone_at` is when its last process was gone, by
+    time.monotonic(): what is put in order afterwards is not the run's time.
     """
 
     status: int | None
@@ -32,6 +34,7 @@ class SandboxEnd:
     mount: int | None = None
     filter_kills: bool = False
     trace: TraceSummary = field(default_factory=TraceSummary)
+    gone_at: float = field(default_factory=time.monotonic)
 
 
 class Sandbox(Protocol):

@@ -10,6 +10,7 @@ import signal
 import struct
 import termios
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -222,8 +223,9 @@ class NativeSandbox:
         await _wait_empty(self._group)
         for reader in self._readers.values():
             reader.drain()
+        gone_at = time.monotonic()
         trace = await self._tracing.finish() if self._tracing is not None else TraceSummary()
-        return self._describe(reply, trace)
+        return self._describe(reply, trace, gone_at)
 
     async def _wait(self) -> Reply:
         assert self.launched is not None
@@ -282,7 +284,7 @@ class NativeSandbox:
             self.enforcement = replace(self.enforcement, missing=missing)
         return found.files
 
-    def _describe(self, reply: Reply, trace: TraceSummary) -> SandboxEnd:
+    def _describe(self, reply: Reply, trace: TraceSummary, gone_at: float) -> SandboxEnd:
         usage = self._group.usage()
         if usage.io_write_bytes is None:
             usage = replace(usage, io_read_bytes=reply.read_bytes, io_write_bytes=reply.write_bytes)
@@ -310,6 +312,7 @@ class NativeSandbox:
             mount=self._mount_at_fault(reply),
             filter_kills=self._plan.syscalls is not None and not self._plan.notify,
             trace=trace,
+            gone_at=gone_at,
         )
 
     def _violations(self, reply: Reply) -> list[Violation]:
