@@ -9,33 +9,21 @@ from __future__ import annotations
 
 import builtins
 import fcntl
-import functools
 import json
 import os
 import sqlite3
 import threading
 import time as clock
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import structlog
 
 from supervisor.errors import AlreadyExists, InvalidRequest, NotFound, SupervisorError
-from supervisor.model import (
-    Enforcement,
-    Outcome,
-    RunRecord,
-    StartError,
-    SyscallCount,
-    TracedAddress,
-    TracedProcess,
-    TraceSummary,
-    Usage,
-    Violation,
-)
+from supervisor.evidence.rows import COLUMNS, from_row, to_row
+from supervisor.model import RunRecord
 
 SCHEMA_VERSION: Final = 2
 STATES: Final = ("queued", "running", "ended")
@@ -44,12 +32,6 @@ LIST_MAX: Final = 10_000
 _BUSY_SECONDS = 5.0
 _PRUNE_BATCH = 1000
 _CHECKPOINT_PAGES = 4000
-
-_COLUMNS: Final = (
-    "run_id", "state", "spec_digest", "policy", "policy_digest", "backend", "program", "agent", "request_id", "labels",
-    "created_at", "started_at", "ended_at", "outcome", "exit_code", "signal", "detail", "usage", "violations",
-    "enforcement", "error", "trace",
-)  # fmt: skip
 
 # seq is SQLite's rowid: insertion order, hence the order of `list` and the cursor behind `before`.
 _SCHEMA = """
@@ -84,8 +66,8 @@ CREATE INDEX runs_agent ON runs (agent) WHERE agent != '';
 CREATE INDEX runs_open ON runs (seq) WHERE state != 'ended';
 """
 
-_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM runs"
-_INSERT = f"INSERT INTO runs (instance, {', '.join(_COLUMNS)}) VALUES (?{', ?' * len(_COLUMNS)})"  # names are ours
+_SELECT = f"SELECT {', '.join(COLUMNS)} FROM runs"
+_INSERT = f"INSERT INTO runs (instance, {', '.join(COLUMNS)}) VALUES (?{', ?' * len(COLUMNS)})"  # names are ours
 _FINISH = """UPDATE runs SET state = 'ended', policy_digest = ?, backend = ?, started_at = coalesce(?, started_at),
     ended_at = ?, outcome = ?, exit_code = ?, signal = ?, detail = ?, usage = ?, violations = ?, enforcement = ?, error = ?,
     trace = ?
@@ -122,7 +104,7 @@ class RunRecords:
 
         Raises AlreadyExists, with the earlier run's id in the metadata, when its non-empty request_id has been used.
         """
-        row = (instance, *_to_row(record))
+        row = (instance, *to_row(record))
         try:
             self._do(lambda connection: connection.execute(_INSERT, row))
         except sqlite3.IntegrityError as error:
@@ -136,7 +118,7 @@ class RunRecords:
 
     def finish(self, record: RunRecord) -> None:
         """Record how a run ended. A run that was never begun, or whose record is gone, is recorded whole."""
-        row = _to_row(record)
+        row = to_row(record)
         # policy_digest, backend; then started_at to the end but for created_at.
         values = (row[4], row[5], *row[11:], row[0])
 
@@ -154,7 +136,7 @@ class RunRecords:
         rows = self._rows(f"{_SELECT} WHERE run_id = ?", (run_id,))
         if not rows:
             raise NotFound(f"no run {run_id} is recorded", field="run_id", metadata={"run_id": run_id})
-        return _from_row(rows[0])
+        return from_row(rows[0])
 
     def list(self, agent: str = "", state: str = "", limit: int = 100, before: str = "") -> builtins.list[RunRecord]:
         """At most `limit` records, newest first, of `agent` and in `state` where given, older than the run `before`.
@@ -190,7 +172,7 @@ class RunRecords:
         rows = self._do(read)
         if rows is None:
             raise NotFound(f"no run {before} is recorded", field="before", metadata={"run_id": before})
-        return [_from_row(row) for row in rows]
+        return [from_row(row) for row in rows]
 
     def mark_lost(self, live_instances: Collection[str], time: float) -> builtins.list[str]:
         """End, as lost at `time`, every unfinished run of an instance that is not in `live_instances`; their run ids."""
@@ -322,111 +304,3 @@ class RunRecords:
 
 def _is_damage(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
-
-
-_USAGE: Final = tuple(field.name for field in fields(Usage))
-_ADDRESS: Final = tuple(field.name for field in fields(TracedAddress))
-_PROCESS: Final = tuple(field.name for field in fields(TracedProcess))
-_ENFORCEMENT: Final = tuple((field.name, field.default) for field in fields(Enforcement))
-_VIOLATION: Final = tuple((field.name, field.default) for field in fields(Violation))
-_ENCODE = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
-
-
-def _to_row(record: RunRecord) -> tuple[Any, ...]:
-    """The columns of `_COLUMNS`; what is empty is NULL, and a default is left out of the JSON."""
-    error = record.error
-    return (
-        record.run_id,
-        record.state,
-        record.spec_digest,
-        _text(record.policy),
-        record.policy_digest,
-        record.backend,
-        _text(record.program),
-        _text(record.agent),
-        _text(record.request_id),
-        _ENCODE(dict(record.labels)) if record.labels else None,
-        record.created_at,
-        record.started_at,
-        record.ended_at,
-        record.outcome.value if record.outcome else None,
-        record.exit_code,
-        record.signal,
-        _text(record.detail),
-        _encode_usage(record.usage),
-        _ENCODE([_without_defaults(item, _VIOLATION) for item in record.violations]) if record.violations else None,
-        _encode_enforcement(record.enforcement),
-        _ENCODE([error.stage, error.errno, error.message]) if error else None,
-        _encode_trace(record.trace),
-    )
-
-
-def _from_row(row: tuple[Any, ...]) -> RunRecord:
-    values = dict(zip(_COLUMNS, row, strict=True))
-    return RunRecord(
-        **values
-        | {
-            "labels": json.loads(values["labels"] or "{}"),
-            "outcome": Outcome(values["outcome"]) if values["outcome"] else None,
-            "usage": Usage(**json.loads(values["usage"] or "{}")),
-            "violations": tuple(Violation(**_tuples(item)) for item in json.loads(values["violations"] or "[]")),
-            "enforcement": Enforcement(**_tuples(json.loads(values["enforcement"] or "{}"))),
-            "error": StartError(*json.loads(values["error"])) if values["error"] else None,
-            "trace": _decode_trace(values["trace"]),
-        }
-    )
-
-
-def _encode_trace(trace: TraceSummary) -> str | None:
-    if trace.level == "off":
-        return None
-    calls = {name: [count.calls, count.errors] for name, count in trace.syscalls.items()}
-    processes = [[getattr(process, name) for name in _PROCESS] for process in trace.processes]
-    addresses = [[getattr(one, name) for name in _ADDRESS] for one in trace.addresses]
-    counts = (trace.events, trace.dropped)
-    return _ENCODE([trace.level, trace.complete, *counts, calls, processes, trace.process_count, addresses])
-
-
-def _decode_trace(text: str | None) -> TraceSummary:
-    if text is None:
-        return TraceSummary()
-    level, complete, events, dropped, calls, processes, count, addresses = json.loads(text)
-    return TraceSummary(
-        level,
-        complete,
-        events,
-        dropped,
-        {name: SyscallCount(*counted) for name, counted in calls.items()},
-        tuple(TracedProcess(*values) for values in processes),
-        count,
-        tuple(TracedAddress(*values) for values in addresses),
-    )
-
-
-def _encode_usage(usage: Usage) -> str | None:
-    found = {name: value for name in _USAGE if (value := getattr(usage, name)) is not None}
-    return _ENCODE(found) if found else None
-
-
-@functools.lru_cache(maxsize=256)
-def _encode_enforcement(enforcement: Enforcement) -> str | None:
-    """Cached: runs of one policy share one enforcement."""
-    found = _without_defaults(enforcement, _ENFORCEMENT)
-    return _ENCODE(found) if found else None
-
-
-def _without_defaults(item: object, names: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
-    return {name: value for name, default in names if (value := getattr(item, name)) != default}
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
-
-def _text(value: str) -> str:
-    """`value` as SQLite can keep it: what stood for bytes that are no UTF-8 becomes U+FFFD."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from itertools import compress
 
 from supervisor.linux.seccomp import AUDIT_ARCH_X86_64, decode_syscall
 from supervisor.model import SyscallCount, TraceSummary
@@ -22,10 +23,10 @@ def summarise(seen: Seen, processes: Processes, contacts: Contacts, level: str, 
     """`lost`: events that were seen but could not be stored."""
     counts = seen.counts
     calls = {}
-    for number in range(SYSCALL_SLOTS):
+    # Few of them are not zero.
+    for number in {index >> 1 for index in compress(range(2 * SYSCALL_SLOTS), counts)}:
         succeeded, failed = counts[2 * number], counts[2 * number + 1]
-        if succeeded or failed:
-            calls[syscall_name(number)] = SyscallCount(succeeded + failed, failed)
+        calls[syscall_name(number)] = SyscallCount(succeeded + failed, failed)
     dropped = seen.dropped + lost
     return TraceSummary(
         level,

@@ -60,7 +60,14 @@ def test_there_is_something_to_run() -> None:
 def test_the_two_commands(newcomer: dict[str, str]) -> None:
     done = run_shell(SHELL[0], newcomer, ROOT)
     assert done.returncode == 0, done.stderr
-    for word in ("timed_out", "out_of_memory", "violation", "output_limit", "11 queens: 2680 solutions", "complete: yes"):
+    for word in (
+        "timed_out",
+        "out_of_memory",
+        "violation",
+        "output_limit",
+        "11 queens: 2680 solutions",
+        "complete: yes",
+    ):
         assert word in done.stdout, done.stdout
 
 
