@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 import structlog
 
 from supervisor.backends.base import SandboxEnd, SandboxRequest
+from supervisor.backends.violations import denied_addresses, forbidden_calls
 from supervisor.errors import LaunchFailed
 from supervisor.launcher.process import Launched
 from supervisor.launcher.protocol import Reply, ReplyKind
 from supervisor.linux.cgroup import RunGroup
 from supervisor.linux.collect import Bounds, Collected, Place, collect_files
-from supervisor.linux.seccomp import decode_syscall
-from supervisor.model import Enforcement, OutputFile, Stream, TraceSummary, Usage, Violation
+from supervisor.model import Enforcement, OutputFile, Stream, TraceSummary, Usage
 from supervisor.plan import LaunchPlan
 from supervisor.plan_root import OpKind
 from supervisor.probes.recorder import Tracing
@@ -304,7 +304,7 @@ class NativeSandbox:
         return SandboxEnd(
             status=reply.program_status,
             usage=usage,
-            violations=tuple(self._violations(reply)),
+            violations=(*forbidden_calls(reply, self._tracing), *denied_addresses(self._tracing)),
             missing=(*skipped, *unmeasured, *lost),
             stage=stage,
             errno=reply.errno,
@@ -314,51 +314,6 @@ class NativeSandbox:
             trace=trace,
             gone_at=gone_at,
         )
-
-    def _violations(self, reply: Reply) -> list[Violation]:
-        found = []
-        for seen in reply.violations:
-            # -1: its caller was gone before it could be looked at.
-            name, abi = decode_syscall(seen.number, seen.arch) if seen.number >= 0 else ("unknown", "")
-            pid, exe = self._tracing.processes.owner(seen.pid) if self._tracing is not None else (0, "")
-            found.append(
-                Violation(
-                    rule=f"syscalls.{name}",
-                    kind="syscall",
-                    severity="high",
-                    action="kill",
-                    time=seen.time,
-                    syscall=name,
-                    abi=abi,
-                    args=seen.args,
-                    pid=pid or seen.pid,
-                    tid=seen.pid,
-                    comm=seen.comm,
-                    exe=exe,
-                )
-            )
-        return found + self._denials()
-
-    def _denials(self) -> list[Violation]:
-        """Addresses that the run was not let reach."""
-        tracing = self._tracing
-        if tracing is None:
-            return []
-        return [
-            Violation(
-                rule="network",
-                kind=one.operation,
-                severity="medium",
-                action="deny",
-                time=tracing.wall_time(one.time_ns),
-                pid=one.pid,
-                tid=one.tid,
-                exe=tracing.processes.owner(one.tid)[1],
-                address=one.address,
-                port=one.port,
-            )
-            for one in tracing.contacts.denied()
-        ]
 
     def _mount_at_fault(self, reply: Reply) -> int | None:
         """Which of the request's mounts the failed step made room for or mounted."""
