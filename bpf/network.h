@@ -15,6 +15,14 @@
 #define DENIED	  0 /* the caller gets EPERM */
 #define SLOT_BITS 32
 
+/* sys/socket.h is not for kernel programs. */
+#define AF_INET	    2
+#define AF_INET6    10
+#define SOCK_STREAM 1
+#define SOCK_DGRAM  2
+#define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -62,7 +70,12 @@ static __always_inline int on_address(struct bpf_sock_addr *ctx, __u32 operation
 		address[10] = address[11] = 0xff;
 		__builtin_memcpy(address + 12, &word, sizeof(word));
 	}
-	allowed = operation == NETWORK_BIND ? ALLOWED : verdict(run, address, port);
+	/* Who may not be reached must not come by himself: a held run takes no port of its choice.
+	 */
+	if (operation == NETWORK_BIND)
+		allowed = !run->deny_network || !port;
+	else
+		allowed = verdict(run, address, port);
 	counts = counts_of(run);
 	if (!counts)
 		return allowed;
@@ -82,6 +95,23 @@ static __always_inline int on_address(struct bpf_sock_addr *ctx, __u32 operation
 	count(&counts->seen);
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 	return allowed;
+}
+
+/* Of a run that is held to addresses: ping sockets and whatever else sends past the hooks above. */
+SEC("cgroup/sock_create")
+int on_sock_create(struct bpf_sock *ctx)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+	struct run_entry *run;
+	__u64 cgroup;
+
+	run = run_of(task, &cgroup);
+	if (!run || !run->deny_network)
+		return ALLOWED;
+	if (ctx->family != AF_INET && ctx->family != AF_INET6)
+		return ALLOWED;
+	return (ctx->type == SOCK_STREAM && (!ctx->protocol || ctx->protocol == IPPROTO_TCP)) ||
+	       (ctx->type == SOCK_DGRAM && (!ctx->protocol || ctx->protocol == IPPROTO_UDP));
 }
 
 SEC("cgroup/connect4")

@@ -40,7 +40,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	if (size && !bpf_probe_read_user(record->argv, size & (2 * PATH_SIZE - 1), (void *)start))
 		record->argv_size = (__u32)size;
 	count(&counts->seen);
-	bpf_ringbuf_submit(record, 0);
+	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 	return 0;
 }
 

@@ -135,7 +135,7 @@ def build(
         landlock_scoped=LANDLOCK_SCOPES if landlock >= LANDLOCK_SCOPE_ABI else 0,
         landlock_rules=tuple(landlock_rules(landlock, writable)),
         rlimits=tuple(_rlimits(effective.limits, policy)),
-        syscalls=_syscalls(policy, memfd_noexec),
+        syscalls=_syscalls(policy, memfd_noexec, effective.network is NetworkMode.FILTERED),
         notify=notify,
         memfd_noexec=memfd_noexec,
         limits=effective.limits,
@@ -165,6 +165,12 @@ def _check_network(effective: EffectivePolicy, host: HostFeatures) -> None:
             reason="NETWORK_MODE_NOT_AVAILABLE",
             field="network",
             metadata={"feature": "network_internal", "remedy": "use network none, filtered or full"},
+        )
+    if effective.network is NetworkMode.FILTERED and not effective.policy.syscalls.filters:
+        raise PolicyRefused(
+            f"network: policy {effective.policy.name} has no [syscalls], without which a run could listen for those whom it "
+            "may not reach",
+            field="network",
         )
     rules = _address_rules(effective)
     if rules is not None and not host.has("cgroup_bpf"):
@@ -244,18 +250,21 @@ def _check_without_root(spec: RunSpec, policy: Policy, limits: Limits) -> None:
             )
 
 
-def _syscalls(policy: Policy, memfd_noexec: bool) -> Syscalls | None:
-    """The policy's; without memfd_create(2) where what it makes could be executed."""
+def _syscalls(policy: Policy, memfd_noexec: bool, held: bool) -> Syscalls | None:
+    """The policy's; without memfd_create(2) where what it makes could be executed, and without listen(2) where the run is
+    held to addresses: whom it may not reach could come by himself.
+    """
     syscalls = policy.syscalls
     if not syscalls.filters:
         return None
-    if memfd_noexec or "memfd_create" in syscalls.kill or "memfd_create" in dict(syscalls.errno):
-        return syscalls
-    return replace(
-        syscalls,
-        allow=tuple(name for name in syscalls.allow if name != "memfd_create"),
-        errno=(*syscalls.errno, ("memfd_create", "EPERM")),
-    )
+    for name, refused in (("memfd_create", not memfd_noexec), ("listen", held)):
+        if refused and name not in syscalls.kill and name not in dict(syscalls.errno):
+            syscalls = replace(
+                syscalls,
+                allow=tuple(allowed for allowed in syscalls.allow if allowed != name),
+                errno=(*syscalls.errno, (name, "EPERM")),
+            )
+    return syscalls
 
 
 def _environment(spec: RunSpec, policy: Policy) -> tuple[tuple[bytes, bytes], ...]:

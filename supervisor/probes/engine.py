@@ -32,7 +32,7 @@ _ZERO = bytes(COUNT_WORDS * 8)
 _OWN_LEVEL = "own_level"
 _WAIT_SECONDS = 0.05
 _PAUSE_SECONDS = 0.0001
-_ON_ADDRESS = ("on_connect", "on_sendmsg", "on_bind")
+_ON_ADDRESS = ("on_connect", "on_sendmsg", "on_bind", "on_sock_create")
 
 
 @dataclass(slots=True)

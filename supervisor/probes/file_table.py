@@ -29,15 +29,20 @@ _KINDS = {
     "chdir": ("chdir", "chroot"),
 }
 
+HEAD_FIELDS = [
+    ("time_ns", "i8"),
+    ("cgroup", "u8"),
+    ("pid", "i4"),
+    ("tid", "i4"),
+    ("type", "u2"),
+    ("size", "u2"),
+    ("host_tid", "u4"),
+]
+"""struct record_header."""
+
 _RECORD = np.dtype(
     [
-        ("time_ns", "i8"),
-        ("cgroup", "u8"),
-        ("pid", "i4"),
-        ("tid", "i4"),
-        ("type", "u2"),
-        ("size", "u2"),
-        ("host_tid", "u4"),
+        *HEAD_FIELDS,
         ("result", "i8"),
         ("nr", "u4"),
         ("flags", "u4"),

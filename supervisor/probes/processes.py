@@ -53,11 +53,12 @@ class Processes:
         return tuple(sorted((*self._past, *self._shown.values()), key=lambda one: one.started_at))[:SHOWN_MAX]
 
     def _on_exec(self, time: float, pid: int, parent: int, path: str, comm: str) -> None:
+        is_new = pid not in self._process_of
         self._know(pid, pid, path)
         known = self._shown.get(pid)
         if known is not None:
             self._shown[pid] = TracedProcess(pid, known.parent, comm, path, known.started_at)
-        else:
+        elif is_new:
             self._begin(TracedProcess(pid, parent, comm, path, time))
 
     def _on_fork(self, time: float, parent: int, pid: int, tid: int, comm: str) -> None:

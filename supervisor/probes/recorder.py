@@ -6,9 +6,10 @@ A disk that cannot keep up or is full costs events, which are counted; never a r
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import structlog
@@ -32,16 +33,17 @@ _LEVELS = {TraceLevel.OFF: Level.OFF, TraceLevel.SUMMARY: Level.SUMMARY, TraceLe
 _SUMMARY_PERIOD_SECONDS = 0.05
 _FULL_PERIOD_SECONDS = 0.005
 _FLUSH_ROWS = 100_000
+_FOLD_RECORDS = 1_000
 
 
 class Recorder:
-    """The probes with their reader, and the store with its writer: a thread each, and only while runs are traced in full."""
+    """The probes with their reader, and the store with its writer: a thread each."""
 
     def __init__(self, probes: Probes, store: TraceStore, max_trace_bytes: int) -> None:
         self.probes = probes
         self.store = store
         self.max_trace_bytes = max_trace_bytes
-        self._full: set[Tracing] = set()
+        self._tracings: set[Tracing] = set()
         self._read_thread = ThreadPoolExecutor(1, "trace-read")
         self.write_thread = ThreadPoolExecutor(1, "trace-write")
         self._reader: asyncio.Task[None] | None = None
@@ -49,27 +51,27 @@ class Recorder:
     def watch(self, run_id: str, cgroup: int, level: TraceLevel, rules: AddressRules | None = None) -> Tracing:
         """Enters a run before its first process exists. Raises Exhausted, BpfError."""
         tracing = Tracing(self, self.probes.watch(cgroup, _LEVELS[level], rules), run_id, level)
-        if level is TraceLevel.FULL:
-            self._full.add(tracing)
+        self._tracings.add(tracing)
         if self._reader is None or self._reader.done():
             self._reader = asyncio.get_running_loop().create_task(self._read(), name="trace-reader")
         return tracing
 
     def forget(self, tracing: Tracing) -> None:
-        self._full.discard(tracing)
+        self._tracings.discard(tracing)
 
     async def _read(self) -> None:
-        """Ends by itself when nothing is watched."""
+        """Ends by itself when nothing is watched. Off the loop: a run can cause records as fast as it can call."""
         loop = asyncio.get_running_loop()
         while self.probes.watched:
-            await asyncio.sleep(_FULL_PERIOD_SECONDS if self._full else _SUMMARY_PERIOD_SECONDS)
-            if not self._full:
-                self.probes.drain()
-                continue
+            full = any(tracing.is_full for tracing in tuple(self._tracings))
+            await asyncio.sleep(_FULL_PERIOD_SECONDS if full else _SUMMARY_PERIOD_SECONDS)
             await loop.run_in_executor(self._read_thread, self.probes.drain)
-            for tracing in tuple(self._full):
-                if tracing.waiting >= _FLUSH_ROWS:
-                    loop.run_in_executor(self.write_thread, tracing.write)
+            for tracing in tuple(self._tracings):
+                if tracing.waiting >= (_FLUSH_ROWS if tracing.is_full else _FOLD_RECORDS):
+                    if tracing.is_full and (tracing.writing is None or tracing.writing.done()):
+                        tracing.writing = self.write_thread.submit(tracing.write)
+                    elif not tracing.is_full:
+                        await loop.run_in_executor(self._read_thread, tracing.fold)
 
     async def close(self) -> None:
         """What is still being written is waited for."""
@@ -90,20 +92,27 @@ class Tracing:
         self._run_id = run_id
         self._level = level
         self._writer: TraceWriter | None = None
+        self._summing = threading.Lock()
         self._lost = 0
         self._offset = time.time_ns() - time.monotonic_ns()
         self.processes = Processes(self._offset)
         self.contacts = Contacts()
+        self.writing: Future[None] | None = None
         self.failure = ""
         """Why the full trace is not stored as a whole; empty when it is."""
 
     @property
     def waiting(self) -> int:
         """Rows that have come and are not yet written."""
-        return sum(map(len, self._watch.calls)) if self._watch is not None else 0
+        watch = self._watch
+        return sum(map(len, watch.calls)) + len(watch.records) if watch is not None else 0
+
+    @property
+    def is_full(self) -> bool:
+        return self._level is TraceLevel.FULL
 
     async def finish(self) -> TraceSummary:
-        if self._level is not TraceLevel.FULL:
+        if not self.is_full:
             return self._conclude()
         loop = asyncio.get_running_loop()
         return await asyncio.shield(loop.run_in_executor(self._recorder.write_thread, self._conclude))
@@ -112,7 +121,7 @@ class Tracing:
         """Lets go of a run that never came to its end."""
         if self._watch is None:
             return
-        if self._level is TraceLevel.FULL:
+        if self.is_full:
             self._recorder.write_thread.submit(self._conclude)
         else:
             self._conclude()
@@ -124,6 +133,12 @@ class Tracing:
             self._sum_up(records)
             self._store(calls, records)
 
+    def fold(self) -> None:
+        """Sums up what has come of a run that is not stored, so that a long one does not fill memory; on the reader's thread."""
+        with self._summing:
+            if self._watch is not None:
+                self._sum_up(self._recorder.probes.take(self._watch)[1])
+
     def _sum_up(self, records: Sequence[bytes]) -> None:
         self.processes.add(records)
         self.contacts.add(records)
@@ -133,13 +148,14 @@ class Tracing:
         return (time_ns + self._offset) / 1e9
 
     def _conclude(self) -> TraceSummary:
-        watch, self._watch = self._watch, None
-        if watch is None:
-            return TraceSummary(self._level.value)
-        seen = self._recorder.probes.finish(watch)
-        self._sum_up(seen.records)
-        if self._level is TraceLevel.FULL:
-            self._recorder.forget(self)
+        self._recorder.forget(self)
+        with self._summing:
+            watch, self._watch = self._watch, None
+            if watch is None:
+                return TraceSummary(self._level.value)
+            seen = self._recorder.probes.finish(watch)
+            self._sum_up(seen.records)
+        if self.is_full:
             self._store(seen.calls, seen.records)
             self._close_file()
         return summarise(seen, self.processes, self.contacts, self._level.value, self._lost)

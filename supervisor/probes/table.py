@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from supervisor.evidence.traces import schema
 from supervisor.probes.contacts import read_contact
-from supervisor.probes.file_table import files_table
+from supervisor.probes.file_table import HEAD_FIELDS, files_table
 from supervisor.probes.layout import (
     ABI_NAMES,
     EXEC,
@@ -34,13 +34,7 @@ KINDS = ("syscall", "exec", "fork", "exit")
 
 CALL = np.dtype(
     [
-        ("time_ns", "i8"),
-        ("cgroup", "u8"),
-        ("pid", "i4"),
-        ("tid", "i4"),
-        ("type", "u2"),
-        ("size", "u2"),
-        ("host_tid", "u4"),
+        *HEAD_FIELDS,
         ("result", "i8"),
         ("args", "u8", 6),
         ("nr", "u4"),

@@ -189,3 +189,49 @@ def test_addresses_are_events_of_a_full_trace(supervisor: Supervisor, peer: Peer
     found = [event for event in supervisor.trace(result.run_id) if event.kind in ("connect", "send")]
     assert len(found) == len(WAYS)
     assert {(event.address, event.port, event.result) for event in found} == {("127.0.0.1", peer.port, -1)}
+
+
+LISTEN = """
+import socket
+def attempt(name, act):
+    try:
+        act()
+        print(name, "done")
+    except OSError as error:
+        print(name, error.errno)
+def bound(kind, port):
+    s = socket.socket(socket.AF_INET, kind)
+    s.bind(("127.0.0.1", port))
+    return s
+attempt("listen", lambda: socket.socket().listen(1))
+attempt("bind_tcp", lambda: bound(socket.SOCK_STREAM, 18999))
+attempt("bind_udp", lambda: bound(socket.SOCK_DGRAM, 18999))
+attempt("bind_any", lambda: bound(socket.SOCK_DGRAM, 0))
+attempt("udplite", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 136))
+attempt("ping", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP))
+attempt("mptcp", lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262))
+"""
+# No guard on socket(2): what is refused is refused by the hooks.
+OPEN = 'name = "open"\nextends = "moderate"\n[syscalls]\ndefault = "allow"\nallow = ["%sockets", "%raw-sockets"]\n'
+
+
+def test_nobody_comes_to_a_filtered_run_by_himself(supervisor: Supervisor) -> None:
+    """Neither listeners, nor ports of its choice, nor sockets that send past the hooks."""
+
+    def seen(net: str) -> dict[str, str]:
+        result = supervisor.execute([PYTHON, "-c", LISTEN], policy=OPEN, net=net, timeout=scaled(20))
+        assert result.exit_code == 0, (result.detail, result.stderr)
+        return dict(line.split() for line in result.stdout.decode().splitlines())
+
+    filtered, full = seen("filtered"), seen("full")
+    assert {name: filtered[name] for name in ("listen", "bind_tcp", "bind_udp")} == dict.fromkeys(
+        ("listen", "bind_tcp", "bind_udp"), "1"
+    )
+    assert filtered["bind_any"] == "done"
+    assert {full[name] for name in ("listen", "bind_tcp", "bind_udp", "bind_any")} == {"done"}
+    odd = ("udplite", "ping", "mptcp")
+    # A kernel that has none of a kind, or lets nobody ping, says so first.
+    assert {name for name in odd if filtered[name] != "1"} == {name for name in odd if full[name] != "done"}
+    assert {name for name in odd if filtered[name] == "1"}, (filtered, full)
+    with pytest.raises(errors.PolicyRefused, match="could listen"):
+        supervisor.execute(["true"], policy="basic", net="filtered")

@@ -297,3 +297,14 @@ def test_one_trace_has_its_bound(make_daemon: Callable[..., Daemon], attacks: Pa
         path = daemon.base / "state" / "traces" / f"{result.run_id}.parquet"
         assert path.stat().st_size < 16 << 20
         assert next(iter(client.trace(result.run_id))).kind == "exec"
+
+
+def test_a_long_run_of_many_processes_keeps_no_record_of_each(supervisor: Supervisor, attacks: Path) -> None:
+    """Its records are summed up while it goes on; none is lost, and the first processes are shown."""
+    execs = fewer(8_000, 300)
+    result = supervisor.execute(
+        ["/attacks/flood", "2", str(execs)], timeout=scaled(60), mounts=[f"{attacks}:/attacks:ro"]
+    )
+    assert result.stdout == b"done\n" and result.trace.complete, result.detail
+    assert result.trace.syscalls["execve"].calls == execs + 1
+    assert result.trace.process_count == execs + 1 and len(result.trace.processes) == 200
