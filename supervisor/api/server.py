@@ -183,7 +183,7 @@ def _socket_path(address: str) -> Path:
 
 
 def _add_socket(server: grpc.aio.Server, path: Path, group: str | None, runtime_dir: str | None) -> int:
-    """Bind `path`; returns its inode."""
+    """Bind `path`; returns its inode. The socket gets its name when it listens: whoever sees it can connect to it."""
     try:
         gid = grp.getgrnam(group).gr_gid if group else -1
     except KeyError:
@@ -191,14 +191,22 @@ def _add_socket(server: grpc.aio.Server, path: Path, group: str | None, runtime_
     try:
         _create_directory(path.parent, gid, own=runtime_dir is not None and path.parent == Path(runtime_dir))
         _remove_stale(path)
-        umask = os.umask(SOCKET_UMASK)
+        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        # By way of the descriptor, so that the longer name fits into sun_path where the socket's own does.
+        unnamed = Path(f"/proc/self/fd/{directory}/.{path.name[:64]}.{os.getpid()}")
         try:
-            server.add_insecure_port(f"unix://{path}")
+            umask = os.umask(SOCKET_UMASK)
+            try:
+                server.add_insecure_port(f"unix://{unnamed}")
+            finally:
+                os.umask(umask)
+            if gid != -1:
+                os.chown(unnamed, -1, gid, follow_symlinks=False)
+            os.link(unnamed, path, follow_symlinks=False)
+            return path.lstat().st_ino
         finally:
-            os.umask(umask)
-        if gid != -1:
-            os.chown(path, -1, gid, follow_symlinks=False)
-        return path.lstat().st_ino
+            unnamed.unlink(missing_ok=True)
+            os.close(directory)
     except (OSError, RuntimeError) as error:
         raise InvalidRequest(f"cannot listen at unix://{path}: {error}", field="listen") from error
 

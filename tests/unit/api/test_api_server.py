@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import stat
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,41 @@ async def test_a_dead_daemons_socket_is_replaced(runs: FakeRuns, tmp_path: Path)
     started = await start_server(backing(runs), [f"unix:{path}"])
     async with grpc.aio.insecure_channel(started.addresses[0]) as channel:
         assert (await run_pb2_grpc.RunServiceStub(channel).Execute(spec())).exit_code == 0
+    await started.stop(0)
+
+
+CONNECT_AT_ONCE = """
+import socket, sys
+print("looking", flush=True)
+while True:
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(sys.argv[1])
+        except FileNotFoundError:
+            continue
+        break
+"""
+
+
+async def test_whoever_sees_the_socket_can_connect(runs: FakeRuns, tmp_path: Path) -> None:
+    for n in range(20):
+        path = tmp_path / f"s{n}.sock"
+        client = subprocess.Popen(
+            [sys.executable, "-c", CONNECT_AT_ONCE, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert client.stdout is not None and client.stdout.readline()
+        started = await start_server(backing(runs), [f"unix:{path}"])
+        _, said = await asyncio.to_thread(client.communicate)
+        assert client.returncode == 0, said.decode()
+        assert list(tmp_path.iterdir()) == [path]
+        await started.stop(0)
+        assert not list(tmp_path.iterdir())
+
+
+async def test_a_name_as_long_as_a_socket_may_have(runs: FakeRuns, tmp_path: Path) -> None:
+    path = tmp_path / ("s" * (107 - len(str(tmp_path)) - 1))
+    started = await start_server(backing(runs), [f"unix:{path}"])
+    assert list(tmp_path.iterdir()) == [path]
     await started.stop(0)
 
 
