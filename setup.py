@@ -47,9 +47,10 @@ class build_shipped(Command):
                 self.warn(f"runs cannot be traced: {error}")
         if not self.editable_mode:
             target = root / "supervisor" / "_policies"
-            target.mkdir(parents=True, exist_ok=True)
-            for source in POLICIES.glob("*.toml"):
-                shutil.copy(source, target)
+            for source in POLICIES.rglob("*.toml"):
+                place = target / source.relative_to(POLICIES)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source, place)
 
     def get_source_files(self) -> list[str]:
         sources = [
@@ -57,13 +58,14 @@ class build_shipped(Command):
             *LAUNCHER.glob("*.[ch]"),
             BPF / "build.py",
             *BPF.glob("*.[ch]"),
-            *POLICIES.glob("*.toml"),
+            *POLICIES.rglob("*.toml"),
         ]
         return [str(path) for path in sources]
 
     def get_outputs(self) -> list[str]:
         root = Path(self.build_lib)
-        outputs = [root / "supervisor" / "_policies" / path.name for path in POLICIES.glob("*.toml")]
+        shipped = root / "supervisor" / "_policies"
+        outputs = [shipped / path.relative_to(POLICIES) for path in POLICIES.rglob("*.toml")]
         if sys.platform == "linux":
             outputs += [root / LAUNCHER / "bin" / name for name in self._launcher()["programs"]()]
             outputs += [path for name in self._bpf()["objects"]() if (path := root / PROBES / "bin" / name).exists()]

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Calls that name files, of runs that are traced in full. */
+/* Calls that name files: counted by class, told at once where a rule looks for the name, recorded
+ * of runs that are traced in full. */
 #ifndef SUPERVISOR_FILES_H
 #define SUPERVISOR_FILES_H
 
@@ -12,9 +13,34 @@
 #define NAME_SIZE 64
 #define MAX_DEPTH 32
 
+#define NR_OPEN	     2
+#define NR_RMDIR     84
+#define NR_CREAT     85
+#define NR_UNLINK    87
+#define NR_OPENAT    257
+#define NR_FIRST_AT  NR_OPENAT
+#define NR_UNLINKAT  263
+#define NR_SYMLINKAT 266
+#define NR_EXECVE    59
+#define NR_EXECVEAT  322
+#define NR_OPENAT2   437
+
+#define EPERM  1
+#define EACCES 13
+
+/* fcntl.h is not for kernel programs; FMODE_WRITE is fs.h's. */
+#define O_WRONLY    00000001
+#define O_RDWR	    00000002
+#define O_CREAT	    00000100
+#define O_TRUNC	    00001000
+#define FMODE_WRITE 2
+
+#define TMPFS_MAGIC 0x01021994
+
 /* By number: which arguments are paths. */
 static const __u8 file_calls[SYSCALL_SLOTS] = {
 	[2] = OPENS | PATH_AT(0),   /* open */
+	[59] = PATH_AT(0),	    /* execve */
 	[76] = PATH_AT(0),	    /* truncate */
 	[80] = PATH_AT(0),	    /* chdir */
 	[82] = PATHS_AT(0, 1),	    /* rename */
@@ -40,6 +66,7 @@ static const __u8 file_calls[SYSCALL_SLOTS] = {
 	[266] = PATHS_AT(0, 2),	    /* symlinkat */
 	[268] = PATH_AT(1),	    /* fchmodat */
 	[316] = PATHS_AT(1, 3),	    /* renameat2 */
+	[322] = PATH_AT(1),	    /* execveat */
 	[437] = OPENS | PATH_AT(1), /* openat2 */
 	[452] = PATH_AT(1),	    /* fchmodat2 */
 };
@@ -105,17 +132,174 @@ static long climb_step(__u32 index, void *context)
 
 /* The names of a path, the last one first. bpf_loop(): Linux 5.17; the verifier looks at the step
  * once. */
-static __always_inline __u32 resolve(struct file *file, char path[PATH_SIZE])
+static __always_inline __u32 resolve_path(struct vfsmount *inner, struct dentry *dentry,
+					  char path[PATH_SIZE])
 {
-	struct vfsmount *inner = BPF_CORE_READ(file, f_path.mnt);
 	struct climb climb = {
-		.dentry = BPF_CORE_READ(file, f_path.dentry),
+		.dentry = dentry,
 		.mount = (void *)inner - bpf_core_field_offset(struct mount, mnt),
 		.path = path,
 	};
 
 	bpf_loop(MAX_DEPTH, climb_step, &climb, 0);
 	return climb.size;
+}
+
+static __always_inline __u32 resolve(struct file *file, char path[PATH_SIZE])
+{
+	return resolve_path(BPF_CORE_READ(file, f_path.mnt), BPF_CORE_READ(file, f_path.dentry),
+			    path);
+}
+
+/* What a path's names mean to the run's rules, from its last name up to its first below the root.
+ */
+struct look {
+	struct dentry *dentry;
+	struct mount *mount;
+	struct name_key key;
+	__u32 found; /* enum name_use of all of them, and the class of the first below the root */
+};
+
+static __always_inline void look_at(struct look *look)
+{
+	__u32 *value = bpf_map_lookup_elem(&names, &look->key);
+	__u32 use = look->found & ((1 << NAME_CLASS_SHIFT) - 1);
+
+	look->found = use | (value ? *value : 0);
+}
+
+static long look_step(__u32 index, void *context)
+{
+	struct look *look = context;
+	struct dentry *dentry = look->dentry;
+	struct mount *mount = look->mount;
+	struct dentry *parent;
+
+	if (dentry == BPF_CORE_READ(mount, mnt.mnt_root)) {
+		struct mount *above = BPF_CORE_READ(mount, mnt_parent);
+
+		look->dentry = BPF_CORE_READ(mount, mnt_mountpoint);
+		look->mount = above;
+		return above == mount;
+	}
+	parent = BPF_CORE_READ(dentry, d_parent);
+	if (parent == dentry)
+		return 1;
+	__builtin_memset(look->key.name, 0, NAME_KEY_SIZE);
+	if (bpf_probe_read_kernel_str(look->key.name, NAME_KEY_SIZE,
+				      BPF_CORE_READ(dentry, d_name.name)) <= 0)
+		return 1;
+	look_at(look);
+	look->dentry = parent;
+	return 0;
+}
+
+/* The same of a path in the caller's memory, name by name. */
+struct scan {
+	struct look look;
+	__u32 start; /* of the name that is being read */
+	char path[PATH_SIZE];
+};
+
+static long scan_step(__u32 index, void *context)
+{
+	struct scan *scan = context;
+	char c = scan->path[index & (PATH_SIZE - 1)];
+	__u64 length;
+
+	if (c && c != '/')
+		return 0;
+	length = (__u32)(index - scan->start);
+	/* Lest the compiler compares one copy and hands on another, which the verifier then does
+	 * not know the bounds of. */
+	asm volatile("" : "+r"(length));
+	if (length > NAME_KEY_SIZE - 1)
+		length = NAME_KEY_SIZE - 1;
+	__builtin_memset(scan->look.key.name, 0, NAME_KEY_SIZE);
+	if (length && !bpf_probe_read_kernel(scan->look.key.name, length,
+					     scan->path + (scan->start & (PATH_SIZE - 1))))
+		look_at(&scan->look);
+	scan->start = index + 1;
+	return !c;
+}
+
+/*
+ * The two ways to look names up, as global functions: the verifier looks at each once, and each has
+ * a stack of its own.
+ */
+__noinline __u32 names_of_words(unsigned long pointer, __u32 rules)
+{
+	struct scan scan = {.look.key.rules = rules};
+	long length = bpf_probe_read_user_str(scan.path, PATH_SIZE, (void *)pointer);
+
+	if (length > 0)
+		bpf_loop((__u32)length, scan_step, &scan, 0);
+	return scan.look.found & ((1 << NAME_CLASS_SHIFT) - 1);
+}
+
+__noinline __u32 names_of_path(unsigned long mount, unsigned long dentry, __u32 rules)
+{
+	struct look look = {
+		.dentry = (struct dentry *)dentry,
+		.mount = (struct mount *)(mount - bpf_core_field_offset(struct mount, mnt)),
+		.key.rules = rules,
+	};
+
+	bpf_loop(MAX_DEPTH, look_step, &look, 0);
+	return look.found;
+}
+
+/* Where relative names of a call begin. */
+struct base {
+	struct vfsmount *mount;
+	struct dentry *dentry;
+};
+
+static __always_inline struct base base_of(struct task_struct *task, struct pt_regs *regs, long nr)
+{
+	int directory = (int)regs->di;
+	struct base base;
+
+	if (nr >= NR_FIRST_AT && nr != NR_SYMLINKAT && directory >= 0) {
+		struct file *file = file_of(task, directory);
+
+		base.mount = BPF_CORE_READ(file, f_path.mnt);
+		base.dentry = BPF_CORE_READ(file, f_path.dentry);
+	} else {
+		base.mount = BPF_CORE_READ(task, fs, pwd.mnt);
+		base.dentry = BPF_CORE_READ(task, fs, pwd.dentry);
+	}
+	return base;
+}
+
+static __always_inline int is_relative(unsigned long pointer)
+{
+	char first = 0;
+
+	bpf_probe_read_user(&first, 1, (void *)pointer);
+	return first != '/';
+}
+
+/* Of numbers alone: the compiler would merge loads from memory of two kinds, which the verifier
+ * refuses. */
+static __noinline __u32 flags_of(long nr, unsigned long second, unsigned long third)
+{
+	__u64 flags = 0;
+
+	if (nr == NR_CREAT)
+		return O_CREAT | O_WRONLY | O_TRUNC;
+	if (nr == NR_OPEN)
+		return (__u32)second;
+	if (nr == NR_OPENAT)
+		return (__u32)third;
+	/* openat2(2): struct open_how begins with them. */
+	bpf_probe_read_user(&flags, sizeof(flags), (void *)third);
+	return (__u32)flags;
+}
+
+static __always_inline __u32 open_flags(struct pt_regs *regs, long nr)
+{
+	return flags_of(nr, regs->si, regs->dx);
 }
 
 static __always_inline void fill_file(struct file_record *record, struct task_struct *task,
@@ -127,10 +311,10 @@ static __always_inline void fill_file(struct file_record *record, struct task_st
 	fill_head(&record->head, task, cgroup, RECORD_FILE, size);
 	record->result = result;
 	record->nr = (__u32)nr;
-	record->flags = 0;
 	record->resolved = 0;
-	if (kind & OPENS)
-		record->flags = (__u32)(nr == 2 ? regs->si : nr == 257 ? regs->dx : 0);
+	record->marks = 0;
+	record->cwd_size = 0;
+	record->flags = kind & OPENS ? open_flags(regs, nr) : 0;
 	if (kind & OPENS && result >= 0) {
 		record->resolved = 1;
 		record->path_size = resolve(file_of(task, result), record->path);
@@ -141,13 +325,47 @@ static __always_inline void fill_file(struct file_record *record, struct task_st
 	record->path_size = length > 0 ? (__u32)length : 0;
 }
 
-static __always_inline void record_files(struct run_counts *counts, struct task_struct *task,
-					 struct pt_regs *regs, __u64 cgroup, long nr, long result)
+static __always_inline void fill_second(char second[PATH_SIZE], struct pt_regs *regs, __u8 kind)
 {
-	__u8 kind = file_calls[nr & (SYSCALL_SLOTS - 1)];
+	if (bpf_probe_read_user_str(second, PATH_SIZE,
+				    (void *)argument(regs, (kind >> 4 & 7) - 1)) < 0)
+		second[0] = 0;
+}
 
-	if (!kind)
+/* What a rule looks for: at once, with all that its name depends on. */
+static __always_inline void note_file(struct run_entry *run, struct run_counts *counts,
+				      struct task_struct *task, struct pt_regs *regs, __u64 cgroup,
+				      long nr, __u8 kind, long result, __u32 marks)
+{
+	int first = is_first(run);
+	struct placed_file_record *record;
+
+	if (first)
+		record = bpf_ringbuf_reserve(&priority, sizeof(*record), 0);
+	else
+		record = bpf_ringbuf_reserve(&details, sizeof(*record), 0);
+	if (!record) {
+		count(&counts->dropped);
 		return;
+	}
+	fill_file(&record->first, task, regs, cgroup, nr, kind, result, sizeof(*record));
+	record->first.marks = marks;
+	record->second[0] = 0;
+	if (kind & 0x70)
+		fill_second(record->second, regs, kind);
+	if (!record->first.resolved) {
+		struct base base = base_of(task, regs, nr);
+
+		record->first.cwd_size = resolve_path(base.mount, base.dentry, record->cwd);
+	}
+	count(&counts->seen);
+	bpf_ringbuf_submit(record, first ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+}
+
+static __always_inline void record_file(struct run_counts *counts, struct task_struct *task,
+					struct pt_regs *regs, __u64 cgroup, long nr, __u8 kind,
+					long result)
+{
 	if (kind & 0x70) {
 		struct two_file_record *record = bpf_ringbuf_reserve(&details, sizeof(*record), 0);
 
@@ -156,9 +374,7 @@ static __always_inline void record_files(struct run_counts *counts, struct task_
 			return;
 		}
 		fill_file(&record->first, task, regs, cgroup, nr, kind, result, sizeof(*record));
-		if (bpf_probe_read_user_str(record->second, PATH_SIZE,
-					    (void *)argument(regs, (kind >> 4 & 7) - 1)) < 0)
-			record->second[0] = 0;
+		fill_second(record->second, regs, kind);
 		count(&counts->seen);
 		bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 	} else {
@@ -172,6 +388,79 @@ static __always_inline void record_files(struct run_counts *counts, struct task_
 		count(&counts->seen);
 		bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 	}
+}
+
+static __always_inline void count_open(struct run_counts *counts, __u32 found, int writes)
+{
+	struct file_count *files = &counts->files[found >> NAME_CLASS_SHIFT & (FILE_CLASSES - 1)];
+
+	count(writes ? &files->written : &files->read);
+}
+
+/* What a program lies in that has no name: memfd_create(2) calls its files "memfd:...". */
+static __always_inline __u32 marks_of_program(struct file *file)
+{
+	char name[8] = {};
+
+	if (BPF_CORE_READ(file, f_inode, i_nlink))
+		return 0;
+	bpf_probe_read_kernel_str(name, sizeof(name),
+				  BPF_CORE_READ(file, f_path.dentry, d_name.name));
+	if (BPF_CORE_READ(file, f_inode, i_sb, s_magic) == TMPFS_MAGIC && name[0] == 'm' &&
+	    name[1] == 'e' && name[2] == 'm' && name[3] == 'f' && name[4] == 'd' && name[5] == ':')
+		return MARK_EXEC_MEMFD | MARK_EXEC_DELETED;
+	return MARK_EXEC_DELETED;
+}
+
+static __always_inline void on_file_call(struct run_entry *run, struct run_counts *counts,
+					 struct task_struct *task, struct pt_regs *regs,
+					 __u64 cgroup, long nr, __u8 kind, long result)
+{
+	__u32 found = 0, marks = 0, use = NAME_WRITE;
+
+	if (nr == NR_EXECVE || nr == NR_EXECVEAT) {
+		/* One that succeeds is on_exec's, and of others only what was forbidden is of
+		 * interest: shells and execvp(3) try every directory. */
+		if (result != -EACCES && result != -EPERM)
+			return;
+		use = NAME_EXEC;
+		if (nr == NR_EXECVEAT && (int)regs->di >= 0)
+			marks = marks_of_program(file_of(task, (int)regs->di));
+	}
+
+	if (kind & OPENS && result >= 0) {
+		struct file *file = file_of(task, result);
+
+		if (!(BPF_CORE_READ(file, f_mode) & FMODE_WRITE))
+			use = NAME_READ;
+		found = names_of_path((unsigned long)BPF_CORE_READ(file, f_path.mnt),
+				      (unsigned long)BPF_CORE_READ(file, f_path.dentry),
+				      run->rules);
+		count_open(counts, found, use == NAME_WRITE);
+	} else if (run->wake & MARK_NAME) {
+		if (kind & OPENS &&
+		    !(open_flags(regs, nr) & (O_WRONLY | O_RDWR | O_CREAT | O_TRUNC)))
+			use = NAME_READ;
+		found = names_of_words(argument(regs, (kind & 7) - 1), run->rules);
+		if (is_relative(argument(regs, (kind & 7) - 1))) {
+			struct base base = base_of(task, regs, nr);
+
+			found |= names_of_path((unsigned long)base.mount,
+					       (unsigned long)base.dentry, run->rules);
+		}
+		if (kind & 0x70)
+			found |= names_of_words(argument(regs, (kind >> 4 & 7) - 1), run->rules);
+	}
+	if (found & use)
+		marks |= MARK_NAME;
+	if (result >= 0 && (nr == NR_UNLINK || nr == NR_UNLINKAT || nr == NR_RMDIR))
+		marks |= MARK_UNLINK;
+	if (marks & run->wake) {
+		note_file(run, counts, task, regs, cgroup, nr, kind, result, marks);
+		if (marks & run->kill)
+			doom(run);
+	} else if (run->level == LEVEL_FULL)
+		record_file(counts, task, regs, cgroup, nr, kind, result);
 }
 
 #endif

@@ -64,8 +64,45 @@ struct path {
 	struct dentry *dentry;
 } KERNEL_TYPE;
 
+struct super_block {
+	__u32 s_dev;
+	unsigned long s_magic;
+} KERNEL_TYPE;
+
+struct inode {
+	__u16 i_mode;
+	unsigned int i_nlink;
+	unsigned long i_ino;
+	struct super_block *i_sb;
+} KERNEL_TYPE;
+
 struct file {
+	unsigned int f_mode;
 	struct path f_path;
+	struct inode *f_inode;
+	void *private_data;
+} KERNEL_TYPE;
+
+struct sock_common {
+	__u16 skc_family;
+} KERNEL_TYPE;
+
+struct sock {
+	struct sock_common __sk_common;
+} KERNEL_TYPE;
+
+struct socket {
+	struct sock *sk;
+} KERNEL_TYPE;
+
+struct fs_struct {
+	struct path pwd;
+} KERNEL_TYPE;
+
+struct cred {
+	struct {
+		__u32 val;
+	} euid;
 } KERNEL_TYPE;
 
 struct fdtable {
@@ -102,11 +139,15 @@ struct task_struct {
 	struct mm_struct *mm;
 	struct css_set *cgroups;
 	struct files_struct *files;
+	struct fs_struct *fs;
+	const struct cred *cred;
 	char comm[16];
 } KERNEL_TYPE;
 
 struct linux_binprm {
+	struct file *file;
 	const char *filename;
+	const char *interp;
 } KERNEL_TYPE;
 
 #endif

@@ -9,15 +9,13 @@
 
 #include <bpf/bpf_endian.h>
 
-#include "runs.h"
+#include "events.h"
 
 #define ALLOWED	  1
 #define DENIED	  0 /* the caller gets EPERM */
 #define SLOT_BITS 32
 
 /* sys/socket.h is not for kernel programs. */
-#define AF_INET	    2
-#define AF_INET6    10
 #define SOCK_STREAM 1
 #define SOCK_DGRAM  2
 #define IPPROTO_TCP 6
@@ -31,7 +29,9 @@ struct {
 	__type(value, struct address_rule);
 } addresses SEC(".maps");
 
-static __always_inline int verdict(const struct run_entry *run, const __u8 address[16], __u16 port)
+/* enum address_verdict */
+static __always_inline __u32 verdict(const struct run_entry *run, const __u8 address[16],
+				     __u16 port)
 {
 	struct address_key key = {.prefix = SLOT_BITS + 128, .slot = run->slot};
 	struct address_rule *rule;
@@ -40,9 +40,9 @@ static __always_inline int verdict(const struct run_entry *run, const __u8 addre
 	rule = bpf_map_lookup_elem(&addresses, &key);
 	for (__u32 i = 0; rule && i < PORT_RULES && i < rule->count; i++) {
 		if (port >= rule->ports[i].first && port <= rule->ports[i].last)
-			return rule->ports[i].deny ? DENIED : ALLOWED;
+			return rule->ports[i].deny;
 	}
-	return run->deny_network ? DENIED : ALLOWED;
+	return run->deny_network ? ADDRESS_DENY : ADDRESS_ALLOW;
 }
 
 static __always_inline int on_address(struct bpf_sock_addr *ctx, __u32 operation, int is_v6)
@@ -74,8 +74,14 @@ static __always_inline int on_address(struct bpf_sock_addr *ctx, __u32 operation
 	 */
 	if (operation == NETWORK_BIND)
 		allowed = !run->deny_network || !port;
-	else
-		allowed = verdict(run, address, port);
+	else {
+		__u32 said = verdict(run, address, port);
+
+		allowed = said == ADDRESS_ALLOW;
+		/* No signal from here: the call's way out sends it. */
+		if (said == ADDRESS_KILL)
+			run->doomed = 1;
+	}
 	counts = counts_of(run);
 	if (!counts)
 		return allowed;
@@ -93,7 +99,7 @@ static __always_inline int on_address(struct bpf_sock_addr *ctx, __u32 operation
 	record->port = port;
 	__builtin_memcpy(record->address, address, sizeof(address));
 	count(&counts->seen);
-	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	bpf_ringbuf_submit(record, allowed ? BPF_RB_NO_WAKEUP : BPF_RB_FORCE_WAKEUP);
 	return allowed;
 }
 

@@ -5,6 +5,26 @@
 
 #include "syscalls.h"
 
+static __always_inline __u32 marks_of_exec(struct task_struct *task, struct run_entry *run,
+					   struct linux_binprm *bprm)
+{
+	__u32 marks = MARK_EXEC | marks_of_program(bprm->file);
+
+	for (int fd = 0; fd < 3; fd++) {
+		struct file *stream = file_of(task, fd);
+
+		if (stream && is_network_socket(stream))
+			marks |= MARK_EXEC_SOCKET;
+		if (stream && !fd && (BPF_CORE_READ(stream, f_inode, i_mode) & S_IFMT) == S_IFIFO)
+			marks |= MARK_PIPED;
+	}
+	if (bprm->filename != bprm->interp)
+		marks |= MARK_SCRIPT;
+	if (run->uid && task->cred->euid.val != run->uid)
+		marks |= MARK_CREDENTIALS;
+	return marks;
+}
+
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
 {
@@ -12,7 +32,9 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	struct exec_record *record;
 	struct run_entry *run;
 	unsigned long start, size;
+	struct file *file;
 	__u64 cgroup;
+	__u32 marks;
 
 	run = run_of(task, &cgroup);
 	if (!run || run->level == LEVEL_OFF)
@@ -22,9 +44,13 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 		return 0;
 	if (!run->init_tgid)
 		run->init_tgid = (__u32)task->real_parent->tgid;
+	file = bprm->file;
+	marks = marks_of_exec(task, run, bprm);
 	record = bpf_ringbuf_reserve(&priority, sizeof(*record), 0);
 	if (!record) {
 		count(&counts->dropped);
+		if (marks & run->kill)
+			doom(run);
 		return 0;
 	}
 	fill_head(&record->head, task, cgroup, RECORD_EXEC, sizeof(*record));
@@ -39,8 +65,18 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	record->argv_size = 0;
 	if (size && !bpf_probe_read_user(record->argv, size & (2 * PATH_SIZE - 1), (void *)start))
 		record->argv_size = (__u32)size;
+	record->marks = marks;
+	record->device = BPF_CORE_READ(file, f_inode, i_sb, s_dev);
+	record->inode = BPF_CORE_READ(file, f_inode, i_ino);
+	record->file_size = resolve(file, record->file);
+	record->cwd_size = record->path[0] == '/'
+				   ? 0
+				   : resolve_path(BPF_CORE_READ(task, fs, pwd.mnt),
+						  BPF_CORE_READ(task, fs, pwd.dentry), record->cwd);
 	count(&counts->seen);
-	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	bpf_ringbuf_submit(record, marks & run->wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+	if (marks & run->kill)
+		doom(run);
 	return 0;
 }
 

@@ -25,6 +25,63 @@ struct run_entry {
 	__u32 init_tgid;    /* our init, whose own calls are not the run's; 0 until the program is
 			       executed */
 	__u32 deny_network; /* what no rule names may not be reached */
+	__u32 rules;	    /* whose names it is held to; 0: none, and no file is looked at */
+	__u32 wake;	    /* bits of enum mark: told at once */
+	__u32 kill;	    /* bits of enum mark: end the run */
+	__u32 uid;	    /* the host's number of its user; 0: not looked at */
+	__u32 doomed;	    /* whatever of it makes a call dies */
+	__u32 noted;	    /* what was told at once so far */
+};
+
+/* What the probes notice of an event, for rules to ask for. supervisor/rules/needs.py names them.
+ */
+enum mark {
+	MARK_EXEC = 1 << 0,
+	MARK_EXEC_MEMFD = 1 << 1,   /* the program lies in memory alone: memfd_create(2) */
+	MARK_EXEC_DELETED = 1 << 2, /* its file has no name any more */
+	MARK_SOCKET = 1 << 3,	    /* an IPv4 or IPv6 socket becomes descriptor 0, 1 or 2 */
+	MARK_SETUID_BIT = 1 << 4,
+	MARK_CREDENTIALS = 1 << 5, /* the effective user is not the run's */
+	MARK_PROTECT = 1 << 6,	   /* memory made executable after the fact */
+	MARK_WX = 1 << 7,	   /* memory both writable and executable */
+	MARK_MEMFD = 1 << 8,
+	MARK_IO_URING = 1 << 9,
+	MARK_REFUSED = 1 << 10,	    /* a call answered EPERM or ENOSYS */
+	MARK_CALL = 1 << 11,	    /* a call that a rule names */
+	MARK_UNLINK = 1 << 12,	    /* every removal, whatever its name */
+	MARK_NAME = 1 << 13,	    /* a file with a name that a rule looks for */
+	MARK_SCRIPT = 1 << 14,	    /* the file executed names an interpreter */
+	MARK_PIPED = 1 << 15,	    /* descriptor 0 is a pipe when a program is executed */
+	MARK_EXEC_SOCKET = 1 << 16, /* 0, 1 or 2 is such a socket then */
+};
+
+#define NOTED_MAX 4096 /* of one run, told at once; the rest waits its turn */
+
+/* A name as far as it is compared: its first 19 bytes. */
+#define NAME_KEY_SIZE 20
+
+struct name_key {
+	__u32 rules;
+	char name[NAME_KEY_SIZE];
+};
+
+/* What a name means: bits of these, and above them the class of files below it at the root. */
+enum name_use {
+	NAME_READ = 1,
+	NAME_WRITE = 2,
+	NAME_EXEC = 4,
+};
+#define NAME_CLASS_SHIFT 8
+#define FILE_CLASSES	 16
+
+struct call_key {
+	__u32 rules;
+	__u32 nr;
+};
+
+struct file_count {
+	__u64 read;
+	__u64 written;
 };
 
 /* Calls that returned. What never does, exit(2) and what death cuts short, is counted at the end of
@@ -39,6 +96,7 @@ struct run_counts {
 	__u64 seen;    /* records put into a ring */
 	__u64 dropped; /* records that found it full */
 	__u64 pad[6];
+	struct file_count files[FILE_CLASSES]; /* opened, by class */
 };
 
 enum record_type {
@@ -48,6 +106,7 @@ enum record_type {
 	RECORD_SYSCALL = 4,
 	RECORD_FILE = 5,
 	RECORD_NETWORK = 6,
+	RECORD_EVENT = 7,
 };
 
 enum syscall_abi {
@@ -72,8 +131,27 @@ struct exec_record {
 	__u32 parent;
 	__u32 argv_size;
 	char comm[COMM_SIZE];
-	char path[PATH_SIZE];
+	char path[PATH_SIZE]; /* as its caller named it */
 	char argv[PATH_SIZE]; /* as in memory: each ends with a NUL; cut at the size */
+	__u32 marks;	      /* enum mark */
+	__u32 file_size;
+	__u32 cwd_size;
+	__u32 device;
+	__u64 inode;
+	char file[PATH_SIZE]; /* what is executed, an interpreter for a script: names, last first */
+	char cwd[PATH_SIZE];  /* likewise, where `path` is relative */
+};
+
+/* What is not a file, an address or a process. */
+struct event_record {
+	struct record_header head;
+	__s64 result;
+	__u64 args[6];
+	__u32 nr;
+	__u32 abi;
+	__u32 marks;
+	__u32 pad;
+	char comm[COMM_SIZE];
 };
 
 struct fork_record {
@@ -109,7 +187,16 @@ struct file_record {
 	__u32 flags; /* of open(2) */
 	__u32 resolved;
 	__u32 path_size;
+	__u32 marks;
+	__u32 cwd_size;
 	char path[PATH_SIZE];
+};
+
+/* Of a name that a rule looks for: where relative ones begin. */
+struct placed_file_record {
+	struct file_record first;
+	char second[PATH_SIZE];
+	char cwd[PATH_SIZE];
 };
 
 struct two_file_record {
@@ -142,12 +229,18 @@ struct address_key {
 	__u8 address[16];
 };
 
-#define PORT_RULES 16
+#define PORT_RULES 32
 
 struct port_rule {
 	__u16 first;
 	__u16 last;
-	__u32 deny; /* else allow */
+	__u32 deny; /* enum address_verdict */
+};
+
+enum address_verdict {
+	ADDRESS_ALLOW = 0,
+	ADDRESS_DENY = 1,
+	ADDRESS_KILL = 2, /* denied, and the end of the run */
 };
 
 /* The first that the port lies in decides; none: the run's default. */

@@ -5,6 +5,7 @@
 
 #include "records.h"
 
+#define SIGKILL	 9
 #define MAX_RUNS 64 /* the daemon sets its own number before loading */
 
 /* How deep in the v2 tree the groups of runs lie. The daemon sets it after loading: what it sees of
@@ -26,10 +27,28 @@ struct {
 	__type(value, struct run_counts);
 } counts SEC(".maps");
 
+/* What names mean to a set of rules, and which calls one asks for. Sets are the daemon's to number.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct name_key);
+	__type(value, __u32);
+} names SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct call_key);
+	__type(value, __u32);
+} calls SEC(".maps");
+
 /* Few and precious: what a process is, and what is forbidden. Nothing else shares it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 4 << 20);
+	__uint(max_entries, 8 << 20);
 } priority SEC(".maps");
 
 /* What a program can cause as fast as it can call: files, addresses. */
@@ -67,6 +86,23 @@ static __always_inline struct run_counts *counts_of(const struct run_entry *run)
 static __always_inline void count(__u64 *counter)
 {
 	__sync_fetch_and_add(counter, 1);
+}
+
+/* Whether one more may be told at once: a run that makes thousands must not crowd out the others.
+ */
+static __always_inline int is_first(struct run_entry *run)
+{
+	if (run->noted >= NOTED_MAX)
+		return 0;
+	__sync_fetch_and_add(&run->noted, 1);
+	return 1;
+}
+
+/* The end of the run: the current task's at once, every other's at its next system call. */
+static __always_inline void doom(struct run_entry *run)
+{
+	run->doomed = 1;
+	bpf_send_signal(SIGKILL);
 }
 
 /* The number of a task in its own pid namespace. */

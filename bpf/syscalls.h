@@ -3,10 +3,8 @@
 #ifndef SUPERVISOR_SYSCALLS_H
 #define SUPERVISOR_SYSCALLS_H
 
-#include "files.h"
+#include "events.h"
 
-#define TS_COMPAT	0x0002 /* arch/x86/include/asm/thread_info.h */
-#define X32_SYSCALL_BIT 0x40000000
 #define NR_RT_SIGRETURN 15
 #define NR_EXIT		60
 #define NR_EXIT_GROUP	231
@@ -14,13 +12,6 @@
 #define NR_VFORK	58
 #define NR_CLONE3	435
 #define MAX_ERRNO	4095
-
-static __always_inline __u32 abi_of(struct task_struct *task, long nr)
-{
-	if (task->thread_info.status & TS_COMPAT)
-		return ABI_I386;
-	return nr & X32_SYSCALL_BIT ? ABI_X32 : ABI_X86_64;
-}
 
 static __always_inline int is_fork(long nr)
 {
@@ -90,11 +81,11 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long result)
 		return 0; /* the child's side of the same call */
 	counter = count_of(counts, nr, abi);
 	count(result < 0 && result >= -MAX_ERRNO ? &counter->failed : &counter->succeeded);
-	if (run->level == LEVEL_FULL) {
+	if (run->level == LEVEL_FULL)
 		record_syscall(counts, task, cgroup, regs, nr, abi, result);
-		if (abi == ABI_X86_64)
-			record_files(counts, task, regs, cgroup, nr, result);
-	}
+	on_call(run, counts, task, regs, cgroup, nr, abi, result);
+	if (run->doomed)
+		bpf_send_signal(SIGKILL);
 	return 0;
 }
 

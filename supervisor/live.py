@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from supervisor.backends.base import Sandbox
-from supervisor.model import Event, Exited, Outcome, Output, RunResult, Started, Stream, ViolationSeen
+from supervisor.model import Event, Exited, Outcome, Output, RunResult, Started, Stream, Violation, ViolationSeen
 from supervisor.run import Run
 
 _BUFFER_BYTES = 1 << 20
@@ -29,6 +29,7 @@ class LiveRun:
         self._started = asyncio.Event()
         run.on_output = self._on_output
         run.on_started = self._on_started
+        run.on_violation = self._on_violation
 
     async def __aenter__(self) -> Self:
         task = self._begin(self._run)
@@ -68,10 +69,7 @@ class LiveRun:
                 await self._wake.wait()
         while self._events:
             yield self._events.popleft()
-        result = task.result()
-        for violation in result.violations:
-            yield ViolationSeen(violation)
-        yield Exited(result)
+        yield Exited(task.result())
 
     def _on_started(self, event: Started) -> None:
         self._events.append(event)
@@ -82,6 +80,10 @@ class LiveRun:
             for act in self._pending:
                 act(sandbox)
         self._pending.clear()
+
+    def _on_violation(self, violation: Violation) -> None:
+        self._events.append(ViolationSeen(violation))
+        self._wake.set()
 
     def _when_started(self, act: Callable[[Sandbox], None]) -> None:
         """Now, or as soon as the program runs: before that there is nobody to take it."""

@@ -227,10 +227,20 @@ class TracedAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class FileCount:
+    """How often files were opened: for reading alone, and for writing."""
+
+    read: int
+    written: int
+
+
+@dataclass(frozen=True, slots=True)
 class TraceSummary:
     """`complete` is true only when everything that happened was seen: no event dropped, nothing unobservable.
 
-    `processes` are the first 200 of `process_count`, `addresses` the first 200.
+    `processes` are the first 200 of `process_count`, `addresses` the first 200. `files` counts what was opened by class:
+    system, config, proc, sys, device, temporary, work, home, state, other. `rules`: how often each of the policy's rules has
+    matched, those that only log included.
     """
 
     level: str = "off"
@@ -241,6 +251,8 @@ class TraceSummary:
     processes: tuple[TracedProcess, ...] = ()
     process_count: int = 0
     addresses: tuple[TracedAddress, ...] = ()
+    files: Mapping[str, FileCount] = field(default_factory=dict)
+    rules: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from supervisor.backends.base import SandboxEnd
 from supervisor.errors import Exhausted, HostLacks, InvalidRequest, LaunchFailed, SupervisorError
-from supervisor.model import Limits, Outcome, StartError
+from supervisor.model import Limits, Outcome, StartError, Violation
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,23 @@ class Verdict:
     exit_code: int | None = None
     signal: int | None = None
     error: StartError | None = None
+
+
+def _violated(first: Violation, end: SandboxEnd) -> Verdict:
+    if end.status is not None and os.WIFEXITED(end.status):
+        # It was over before the rule's word came.
+        code = os.WEXITSTATUS(end.status)
+        return Verdict(Outcome.VIOLATION, f"{_words(first)}; it had already exited with {code}", exit_code=code)
+    return Verdict(Outcome.VIOLATION, f"killed: {_words(first)}", signal=signal.SIGKILL)
+
+
+def _words(violation: Violation) -> str:
+    if violation.syscall and violation.kind == "syscall":
+        return f"{violation.syscall} ({violation.abi}) is forbidden by rule {violation.rule}"
+    if violation.kind == "syscall":
+        return "a forbidden system call, withdrawn before it could be looked at"
+    about = violation.path or (f"{violation.address} port {violation.port}" if violation.address else violation.syscall)
+    return f"rule {violation.rule}: {violation.kind}{f' of {_shown(about)}' if about else ''}"
 
 
 _ENOTSUPP = 524  # the kernel's own, without a name in user space
@@ -37,15 +54,7 @@ def judge(end: SandboxEnd, limits: Limits, stopped: Outcome | None, program: byt
     """
     killing = [violation for violation in end.violations if violation.action == "kill"]
     if killing:
-        first = killing[0]
-        what = f"{first.syscall} ({first.abi}) is forbidden by rule {first.rule}"
-        if not first.abi:
-            what = "a forbidden system call, withdrawn before it could be looked at"
-        return Verdict(
-            Outcome.VIOLATION,
-            f"killed: {what}",
-            signal=signal.SIGKILL,
-        )
+        return _violated(killing[0], end)
     if stopped is Outcome.OUTPUT_LIMIT:
         return _stopped(end, stopped, limits, reason)
     if end.stage in PROGRAM_STAGES:

@@ -51,11 +51,15 @@ _FEATURE_OF_NAMESPACE = {
 
 @dataclass(frozen=True, slots=True)
 class AddressPlan:
-    """Whom a run may reach, as HOST, HOST:PORT or NETWORK/BITS[:PORT]; `deny_rest`: nobody else."""
+    """Whom a run may reach, as HOST, HOST:PORT or NETWORK/BITS[:PORT]; `deny_rest`: nobody else.
+
+    `kill`: who is denied and the end of the run.
+    """
 
     allow: tuple[str, ...]
     deny: tuple[str, ...]
     deny_rest: bool
+    kill: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +144,7 @@ def build(
         memfd_noexec=memfd_noexec,
         limits=effective.limits,
         network=effective.network,
-        addresses=_address_rules(effective),
+        addresses=_address_rules(effective, host),
         trace=effective.trace,
         terminal=spec.terminal,
         # Of the host, too, a run is to go before the daemon, whose low score its children inherit.
@@ -172,8 +176,9 @@ def _check_network(effective: EffectivePolicy, host: HostFeatures) -> None:
             "may not reach",
             field="network",
         )
-    rules = _address_rules(effective)
-    if rules is not None and not host.has("cgroup_bpf"):
+    deny = effective.policy.network.deny
+    held = effective.network is NetworkMode.FILTERED or (effective.network is NetworkMode.FULL and deny)
+    if held and not host.has("cgroup_bpf"):
         found = host.features.get("cgroup_bpf")
         raise HostLacks(
             f"network {effective.network.value} under policy {effective.policy.name} needs the address filter of the eBPF "
@@ -184,14 +189,37 @@ def _check_network(effective: EffectivePolicy, host: HostFeatures) -> None:
         )
 
 
-def _address_rules(effective: EffectivePolicy) -> AddressPlan | None:
-    """Whom the run may reach; None where nobody has to be held off: without a network, or with all of it."""
-    deny = effective.policy.network.deny
+def _address_rules(effective: EffectivePolicy, host: HostFeatures) -> AddressPlan | None:
+    """Whom the run may reach; None where nobody has to be held off, without a network or with all of it, or can be."""
+    if not host.has("cgroup_bpf"):
+        return None
+    policy = effective.policy
+    deny = (*policy.network.deny, *_addresses_of(policy, "deny"))
+    kill = _addresses_of(policy, "kill")
     if effective.network is NetworkMode.FILTERED:
-        return AddressPlan(effective.allow, deny, deny_rest=True)
-    if effective.network is NetworkMode.FULL and deny:
-        return AddressPlan((), deny, deny_rest=False)
+        return AddressPlan(effective.allow, deny, deny_rest=True, kill=kill)
+    if effective.network is NetworkMode.FULL and (deny or kill):
+        return AddressPlan((), deny, deny_rest=False, kill=kill)
     return None
+
+
+def _addresses_of(policy: Policy, action: str) -> tuple[str, ...]:
+    """Entries of the rules that are about addresses and ports alone; what else they may be about is judged on the record."""
+    found: list[str] = []
+    for rule in policy.rules:
+        alone = rule.count == 1 and rule.match and not set(rule.match) - {"address", "port"}
+        if rule.action == action and alone and not set(rule.on) - {"connect", "send"}:
+            hosts = [
+                f"[{host}]" if ":" in host and "/" not in host else host for host in rule.match.get("address", ("*",))
+            ]
+            found += [f"{_bracketed(host)}:{port}" for host in hosts for port in rule.match.get("port", ("*",))]
+    return tuple(dict.fromkeys(found))
+
+
+def _bracketed(host: str) -> str:
+    """NETWORK/BITS of IPv6 as [NETWORK]/BITS."""
+    network, slash, bits = host.partition("/")
+    return f"[{network}]/{bits}" if slash and ":" in network else host
 
 
 def _check_probes(spec: RunSpec, policy: Policy, host: HostFeatures) -> None:
@@ -205,14 +233,6 @@ def _check_probes(spec: RunSpec, policy: Policy, host: HostFeatures) -> None:
             reason="TRACE_NOT_AVAILABLE",
             field="trace",
             metadata={"feature": "trace", "remedy": found.remedy if found else ""},
-        )
-    held = [rule.name for rule in policy.rules if rule.action in ("deny", "kill")]
-    if held:
-        raise HostLacks(
-            f"policy {policy.name}: its rules ({', '.join(held)[:200]}) need the eBPF probes, which this build does not have",
-            reason="RULES_NOT_AVAILABLE",
-            field="rules",
-            metadata={"feature": "rules", "remedy": "forbid system calls by [syscalls], files by [filesystem]"},
         )
 
 
@@ -335,12 +355,12 @@ def _enforcement(
         missing.append("seccomp_notify")
     if effective.trace is not TraceLevel.OFF and not host.has("trace"):
         missing.append("trace")
-    if policy.rules:
+    if policy.rules and not host.has("trace"):
         missing.append("rules")
     network = "host"
     if "network" in namespaces:
         network = "namespace, loopback only"
-    rules = _address_rules(effective)
+    rules = _address_rules(effective, host)
     if rules is not None:
         network = "host, allowed addresses only" if rules.deny_rest else "host, but for denied addresses"
     user = "root" if policy.process.user == "root" else "own uid"

@@ -126,13 +126,21 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What the probes look for: events of kind `on` whose fields match; `match` maps a field to its patterns."""
+    """What the probes look for: events of a kind in `on` whose fields match; `match` maps a field to its patterns.
+
+    With `count` above 1 it takes so many of them within `seconds`, different in the fields `distinct` where there are any;
+    with `near`, the name of another rule, one that this matches within `seconds` before or after.
+    """
 
     name: str
-    on: str
+    on: tuple[str, ...]
     match: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     severity: str = "medium"
     action: str = "log"
+    count: int = 1
+    seconds: float = 10.0
+    distinct: tuple[str, ...] = ()
+    near: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,14 @@
 
 A file is checked on its own (syntax, keys, types), then laid over what it `extends`. Tables merge key by key. Lists
 replace the parent's, except that [syscalls] and [[rules]] merge by name: what a child says of a call or rule holds, the
-rest stays. The schema is policy_schema.py.
+rest stays. Below them lie the `rule_sets`, files of the directory's rules/; action "off" takes a rule out. The schema is policy_schema.py.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -44,6 +44,7 @@ LARGE_TEXT = 8 << 10
 _MAX_DOTS = 4096
 _MAX_DOTS_IN_LINE = 128
 _MAX_DEPTH = 16
+_RULES = "rules"
 _MAX_PROBLEMS = 100
 _MAX_SHOWN = 5
 _MAX_REMEMBERED = 4
@@ -143,10 +144,13 @@ class PolicySet:
 
     def __init__(self, *directories: Path | str) -> None:
         self._sources: dict[str, _Source] = {}
-        for directory in directories:
-            for path in sorted(Path(directory).iterdir()):
+        self._rule_sets: dict[str, _Source] = {}
+        for directory in map(Path, directories):
+            for path in sorted(directory.glob(f"{_RULES}/*.toml")):
+                self._rule_sets[path.stem] = self._read(path)
+            for path in sorted(directory.iterdir()):
                 if path.suffix == ".toml":
-                    self._add(path)
+                    self._sources[path.stem] = self._read(path)
         self._policies: dict[str, Policy] = {}
         for name, source in self._sources.items():
             try:
@@ -190,17 +194,19 @@ class PolicySet:
         """Everything in force, as a policy text that extends nothing and has the same digest."""
         return write_toml(_as_tables(policy))
 
-    def _add(self, path: Path) -> None:
+    def _read(self, path: Path) -> _Source:
         with path.open("rb") as file:
             text = file.read(MAX_TEXT_BYTES + 1)
         try:
             source = _Source(text, path.name)
             name = source.file.name or path.stem
+            if path.parent.name == _RULES and source.file.model_fields_set - {"name", "description", "rules"}:
+                raise source.fail((), "a set of rules has a name, a description and [[rules]], and nothing else")
             if name != path.stem:
                 raise source.fail(("name",), f"name '{name}' is not the file's own, '{path.stem}'")
         except _BadPolicy as error:
             raise error.as_request_error() from None
-        self._sources[name] = source
+        return source
 
     def _inline(self, toml: str | bytes, origin: str, name: str) -> Policy | _BadPolicy:
         large = LARGE_TEXT < len(toml) <= MAX_TEXT_BYTES
@@ -238,6 +244,12 @@ class PolicySet:
         tables: _Table = {}
         for link in reversed(chain):
             tables = _lay(tables, link.file.model_dump(exclude_unset=True))
+        shared: _Table = {}
+        for word in tables.get("rule_sets", ()):
+            if word not in self._rule_sets:
+                raise source.fail(("rule_sets",), f"rule_sets: no set '{word[:64]}'{nearest(word, self._rule_sets)}")
+            shared = _lay(shared, {"rules": self._rule_sets[word].file.model_dump(exclude_unset=True).get("rules", [])})
+        tables = {**tables, **_lay(shared, {"rules": tables.get("rules", [])})}
         policy = _build(name, source, tables)
         problems = [source.problem(key, message) for key, message in _contradictions(policy, source.file)]
         if problems:
@@ -268,7 +280,8 @@ def _build(name: str, source: _Source, tables: _Table) -> Policy:
     filesystem = {key: _frozen(value) for key, value in tables.get("filesystem", {}).items()}
     network = tables.get("network", {})
     syscalls = tables.get("syscalls", {})
-    actions: Mapping[str, tuple[str, str]] = syscalls.get("actions", {})
+    rules = [rule for rule in tables.get("rules", ()) if rule.get("action") != "off"]
+    actions: Mapping[str, tuple[str, str]] = {**syscalls.get("actions", {}), **_forbidden_by(rules)}
     process = {key: _frozen(value) for key, value in tables.get("process", {}).items()}
     mode = NetworkMode(network.get("mode", "none"))
     return Policy(
@@ -298,12 +311,23 @@ def _build(name: str, source: _Source, tables: _Table) -> Policy:
             TraceLevel(tables.get("trace", {}).get("level", "summary")), tables.get("trace", {}).get("required", False)
         ),
         rules=tuple(
-            Rule(**{**rule, "match": {key: tuple(value) for key, value in rule.get("match", {}).items()}})
-            for rule in tables.get("rules", [])
+            Rule(**{**rule, "on": tuple(rule["on"]), "distinct": tuple(rule.get("distinct", ())),
+                    "match": {key: tuple(value) for key, value in rule.get("match", {}).items()}})
+            for rule in rules
         ),
         response=Response(**tables.get("response", {})),
         toml=source.text,
     )  # fmt: skip
+
+
+def _forbidden_by(rules: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    """System calls that rules deny or kill for: to be refused before they have an effect is seccomp's to do."""
+    found: dict[str, tuple[str, str]] = {}
+    for rule in rules:
+        if "syscall" in rule["on"] and rule.get("action") in ("deny", "kill"):
+            kills = rule["action"] == "kill"
+            found |= dict.fromkeys(rule["match"]["syscall"], ("kill", "") if kills else ("errno", "EPERM"))
+    return found
 
 
 def _contradictions(policy: Policy, file: PolicyFile) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -315,6 +339,10 @@ def _contradictions(policy: Policy, file: PolicyFile) -> Iterator[tuple[tuple[st
             own = key in file.limits.model_fields_set
             where = ("limits", key) if own else ("limits", "max", key)
             yield where, f"limits.{key}: {shown} is more than limits.max.{key}, {maximum}"
+    names = {rule.name for rule in policy.rules}
+    for rule in policy.rules:
+        if rule.near and rule.near not in names:
+            yield ("rules",), f"rules: {rule.name} is to be near {rule.near}, which is no rule here"
     network = policy.network
     order = list(NetworkMode)
     if order.index(network.mode) > order.index(network.max):
@@ -394,7 +422,8 @@ def _as_tables(policy: Policy) -> _Table:
         "response": {} if policy.response.violation_threshold is None else {
             "violation_threshold": policy.response.violation_threshold},
         "rules": [
-            {"name": r.name, "on": r.on, "severity": r.severity, "action": r.action, "match": r.match}
+            {"name": r.name, "on": r.on, "severity": r.severity, "action": r.action, "count": r.count,
+             "seconds": r.seconds, "distinct": r.distinct, "near": r.near, "match": r.match}
             for r in policy.rules
         ],
     }  # fmt: skip

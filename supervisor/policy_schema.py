@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from supervisor.policy import NAMESPACES, SIZE_KEYS, check_address, check_limit, nearest, parse_size
+from supervisor.rules.kinds import FIELDS, check_rule
 from supervisor.syscall_sets import GUARDS, KNOWN_SYSCALLS, SYSCALL_SETS
 
 UNLIMITED = "unlimited"
@@ -136,6 +137,12 @@ def _patterns(value: Any) -> Any:
     return [str(item).lower() if isinstance(item, bool) else str(item) for item in items]
 
 
+def _kind(value: str) -> str:
+    if value not in FIELDS:
+        raise UnknownWord(f"unknown kind of event '{value[:64]}'", value, FIELDS)
+    return value
+
+
 Name = Annotated[str, AfterValidator(_name)]
 NameOrEmpty = Annotated[str, AfterValidator(_name_or_empty)]
 AbsolutePath = Annotated[str, AfterValidator(_path)]
@@ -211,13 +218,19 @@ class TraceTable(_Table):
 
 class RuleTable(_Table):
     name: Name
-    on: Literal[
-        "exec", "exit", "fork", "open", "write", "unlink", "rename", "chmod", "link", "mkdir", "connect", "bind",
-        "listen", "accept", "send", "dns", "dup", "mmap", "mprotect", "memfd", "ptrace", "setid", "kill", "syscall",
-    ]  # fmt: skip
-    match: dict[str, Annotated[list[str], BeforeValidator(_patterns)]] = {}
+    on: Annotated[list[Annotated[str, AfterValidator(_kind)]], BeforeValidator(_patterns), Field(min_length=1)]
+    match: dict[str, Annotated[list[str], BeforeValidator(_patterns), Field(max_length=200)]] = {}
     severity: Literal["info", "low", "medium", "high", "critical"] = "medium"
-    action: Literal["log", "alert", "deny", "kill"] = "log"
+    action: Literal["off", "log", "alert", "deny", "kill"] = "log"
+    count: Annotated[int, Field(ge=1, le=10_000)] = 1
+    seconds: Annotated[float, Field(gt=0, le=86_400)] = 10.0
+    distinct: Annotated[list[str], BeforeValidator(_patterns)] = []
+    near: NameOrEmpty = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_rule(self.on, self.match, self.action, self.count, self.distinct, self.near)
+        return self
 
 
 class ResponseTable(_Table):
@@ -237,7 +250,8 @@ class PolicyFile(_Table):
     syscalls: SyscallsTable = SyscallsTable()
     process: ProcessTable = ProcessTable()
     trace: TraceTable = TraceTable()
-    rules: list[RuleTable] = []
+    rule_sets: list[Name] = []
+    rules: Annotated[list[RuleTable], Field(max_length=500)] = []
     response: ResponseTable = ResponseTable()
 
 

@@ -26,6 +26,7 @@ from supervisor.model import (
     RunSpec,
     Started,
     Stream,
+    Violation,
     ViolationSeen,
 )
 from supervisor.outcome import Verdict, judge, signal_name
@@ -61,6 +62,8 @@ class Run:
         self.task: asyncio.Task[RunResult] | None = None
         self.on_output: Callable[[Stream, bytes], None] = self._keep_output
         self.on_started: Callable[[Started], None] | None = None
+        self.on_violation: Callable[[Violation], None] | None = None
+        self._told: set[Violation] = set()
         self.stdin_follows = False
         self.terminal_size: tuple[int, int] | None = None
         self.record = RunRecord(
@@ -133,6 +136,7 @@ class Run:
             terminal_size=self.terminal_size,
             on_output=self._on_output,
             on_over=self._on_over,
+            on_violation=self._on_violation,
         )
         files: tuple[OutputFile, ...] = ()
         self.record = replace(self.record, state="running")
@@ -170,6 +174,19 @@ class Run:
         # Its output may be read before the launcher's word that it runs; for everyone else it is the other way round.
         self._tell_started()
         self.on_output(stream, data)
+
+    def _on_violation(self, violation: Violation) -> None:
+        self._tell_started()
+        self._tell_violation(violation)
+
+    def _tell_violation(self, violation: Violation) -> None:
+        """Each once: what was told while the run lived is not told again at its end."""
+        if violation in self._told:
+            return
+        self._told.add(violation)
+        if self.on_violation is not None:
+            self.on_violation(violation)
+        self._house.watchers.tell(self.run_id, self.spec.agent, ViolationSeen(violation))
 
     def _on_program_started(self, started: asyncio.Future[Any]) -> None:
         if not started.cancelled():
@@ -259,7 +276,7 @@ class Run:
             answered = replace(self.record, enforcement=enforcement)
         result = result_of(answered, self._output, self._over, files)
         for violation in violations:
-            self._house.watchers.tell(self.run_id, self.spec.agent, ViolationSeen(violation))
+            self._tell_violation(violation)
         self._house.watchers.tell(
             self.run_id, self.spec.agent, Exited(replace(result, stdout=b"", stderr=b"", files=()))
         )

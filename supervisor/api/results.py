@@ -90,6 +90,10 @@ def set_summary(message: pb.TraceSummary, trace: TraceSummary) -> None:
         entry = syscalls[name]
         entry.calls = count.calls
         entry.errors = count.errors
+    message.rules.update(trace.rules)
+    for name, files in trace.files.items():
+        message.files[name].read = files.read
+        message.files[name].written = files.written
     message.process_count = trace.process_count
     for one in trace.addresses:
         message.addresses.add(

@@ -83,7 +83,7 @@ class Sandbox(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SandboxRequest:
-    """What a backend needs for one sandbox. `terminal_size` is rows and columns; `on_over` is called once a stream has gone over the output limit."""
+    """What a backend needs for one sandbox. `terminal_size` is rows and columns; `on_over` is called once a stream has gone over the output limit, `on_violation` as soon as one is seen; the end tells all."""
 
     run_id: str
     spec: RunSpec
@@ -92,6 +92,7 @@ class SandboxRequest:
     terminal_size: tuple[int, int] | None
     on_output: Callable[[Stream, bytes], None]
     on_over: Callable[[Stream], None]
+    on_violation: Callable[[Violation], None]
 
     @property
     def limits(self) -> Limits:

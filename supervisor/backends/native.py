@@ -33,10 +33,12 @@ from supervisor.plan_root import WORK, OpKind, RootView
 from supervisor.policy import EffectivePolicy, Policy
 from supervisor.probes.addresses import AddressRules, make_rules
 from supervisor.probes.recorder import Recorder
+from supervisor.rules.detector import RuleSet
 
 log = structlog.get_logger(__name__)
 
 _MAX_FILTERS = 64
+_MAX_RULE_SETS = 64
 _OPEN_SECONDS = 5.0
 _LOOK_UP_SECONDS = 10.0
 _MAX_MOUNT_OPS = 64  # MAX_MOUNTS of launcher/protocol.h
@@ -62,6 +64,7 @@ class NativeBackend:
     _view: RootView = field(default_factory=rootfs.host_view)
     _etc: rootfs.Etc = field(default_factory=rootfs.read_etc)
     _filters: dict[tuple[str, bool], bytes] = field(default_factory=dict)
+    _rule_sets: dict[str, RuleSet] = field(default_factory=dict)
     _uids: UidPool = field(init=False)
     _openers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "mount-source"))
     _collectors: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "collect"))
@@ -159,9 +162,12 @@ class NativeBackend:
         group = RunGroup.create(self.hierarchies, request.run_id, plan.limits)
         stack.push_async_callback(remove_group, group)
         tracing = None
-        if self.recorder is not None and (plan.trace is not TraceLevel.OFF or plan.addresses is not None):
-            rules = await self._address_rules(plan.addresses)
-            tracing = self.recorder.watch(request.run_id, group.identity, plan.trace, rules)
+        rules = self._rules(native.policy)
+        watched = plan.trace is not TraceLevel.OFF or plan.addresses is not None or not rules.is_empty
+        if self.recorder is not None and watched:
+            addresses = await self._address_rules(plan.addresses)
+            owner = 0 if plan.as_root else uid
+            tracing = self.recorder.watch(request.run_id, group.identity, plan.trace, rules, addresses, owner)
             stack.callback(tracing.close)
         sent = SentDescriptors()
         stack.callback(sent.close)
@@ -207,6 +213,15 @@ class NativeBackend:
             if len(self._filters) >= _MAX_FILTERS:
                 del self._filters[next(iter(self._filters))]
             found = self._filters[key] = compile_filter(plan.syscalls, notify=plan.notify).program
+        return found
+
+    def _rules(self, policy: Policy) -> RuleSet:
+        """The policy's rules made ready, once for all its runs."""
+        found = self._rule_sets.get(policy.digest)
+        if found is None:
+            if len(self._rule_sets) >= _MAX_RULE_SETS:
+                del self._rule_sets[next(iter(self._rule_sets))]
+            found = self._rule_sets[policy.digest] = RuleSet(policy)
         return found
 
     async def _make_root(
@@ -268,7 +283,7 @@ class NativeBackend:
         if plan is None:
             return None
         looking = asyncio.get_running_loop().run_in_executor(
-            self._openers, make_rules, plan.allow, plan.deny, plan.deny_rest
+            self._openers, make_rules, plan.allow, plan.deny, plan.deny_rest, None, plan.kill
         )
         try:
             return await asyncio.wait_for(asyncio.shield(looking), _LOOK_UP_SECONDS)

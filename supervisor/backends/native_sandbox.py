@@ -11,20 +11,20 @@ import struct
 import termios
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 import structlog
 
 from supervisor.backends.base import SandboxEnd, SandboxRequest
-from supervisor.backends.violations import denied_addresses, forbidden_calls
+from supervisor.backends.violations import forbidden_calls
 from supervisor.errors import LaunchFailed
 from supervisor.launcher.process import Launched
 from supervisor.launcher.protocol import Reply, ReplyKind
 from supervisor.linux.cgroup import RunGroup
 from supervisor.linux.collect import Bounds, Collected, Place, collect_files
-from supervisor.model import Enforcement, OutputFile, Stream, TraceSummary, Usage
+from supervisor.model import Enforcement, OutputFile, Stream, TraceSummary, Usage, Violation
 from supervisor.plan import LaunchPlan
 from supervisor.plan_root import OpKind
 from supervisor.probes.recorder import Tracing
@@ -100,6 +100,8 @@ class NativeSandbox:
         self._places = places
         self._collectors = collectors
         self._tracing = tracing
+        if tracing is not None:
+            tracing.on_violations = self._on_violations
         self._collecting: threading.Event | None = None
         self._pidfd = -1
         self._readers: dict[Stream, OutputReader] = {}
@@ -209,6 +211,13 @@ class NativeSandbox:
         if self._collecting is not None:
             self._collecting.set()
 
+    def _on_violations(self, violations: Sequence[Violation], *, kills: bool) -> None:
+        """What the rules have found while the run lives."""
+        if kills:
+            self._kill_tree()
+        for violation in violations:
+            self._request.on_violation(violation)
+
     def usage(self) -> Usage:
         try:
             return self._group.usage()
@@ -304,7 +313,10 @@ class NativeSandbox:
         return SandboxEnd(
             status=reply.program_status,
             usage=usage,
-            violations=(*forbidden_calls(reply, self._tracing), *denied_addresses(self._tracing)),
+            violations=(
+                *forbidden_calls(reply, self._tracing, self._request.effective.policy.rules),
+                *(self._tracing.detector.found if self._tracing is not None else ()),
+            ),
             missing=(*skipped, *unmeasured, *lost),
             stage=stage,
             errno=reply.errno,

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from supervisor.launcher.protocol import Reply
 from supervisor.linux.seccomp import decode_syscall
 from supervisor.model import Violation
+from supervisor.policy import Rule
 from supervisor.probes.recorder import Tracing
 
 
-def forbidden_calls(reply: Reply, tracing: Tracing | None) -> Iterator[Violation]:
-    """System calls that seccomp handed to the run's init, which ended the run for them."""
+def forbidden_calls(reply: Reply, tracing: Tracing | None, rules: Sequence[Rule]) -> Iterator[Violation]:
+    """System calls that seccomp handed to the run's init, which ended the run for them. A rule may stand behind one."""
     for seen in reply.violations:
         # -1: its caller was gone before it could be looked at.
         name, abi = decode_syscall(seen.number, seen.arch) if seen.number >= 0 else ("unknown", "")
+        rule = next((one for one in rules if one.action == "kill" and name in one.match.get("syscall", ())), None)
         pid, exe = tracing.processes.owner(seen.pid) if tracing is not None else (0, "")
         yield Violation(
-            rule=f"syscalls.{name}",
+            rule=rule.name if rule else f"syscalls.{name}",
             kind="syscall",
-            severity="high",
+            severity=rule.severity if rule else "high",
             action="kill",
             time=seen.time,
             syscall=name,
@@ -29,23 +31,4 @@ def forbidden_calls(reply: Reply, tracing: Tracing | None) -> Iterator[Violation
             tid=seen.pid,
             comm=seen.comm,
             exe=exe,
-        )
-
-
-def denied_addresses(tracing: Tracing | None) -> Iterator[Violation]:
-    """Addresses that the run was not let reach, each once."""
-    if tracing is None:
-        return
-    for one in tracing.contacts.denied():
-        yield Violation(
-            rule="network",
-            kind=one.operation,
-            severity="medium",
-            action="deny",
-            time=tracing.wall_time(one.time_ns),
-            pid=one.pid,
-            tid=one.tid,
-            exe=tracing.processes.owner(one.tid)[1],
-            address=one.address,
-            port=one.port,
         )

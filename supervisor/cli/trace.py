@@ -185,6 +185,13 @@ def summary(
     typer.echo(f"level {found.level}, {_complete(found)}")
     typer.echo(f"{found.events} events, {found.dropped} dropped, {found.process_count} processes")
     print_table(("SYSCALL", "CALLS", "SHARE", "ERRORS", "OF ITS CALLS"), _summary_rows(found))
+    if found.rules:
+        typer.echo()
+        print_table(("RULE", "MATCHED"), [(name, str(count)) for name, count in sorted(found.rules.items())])
+    if found.files:
+        typer.echo()
+        counts = [(name, str(one.read), str(one.written)) for name, one in sorted(found.files.items())]
+        print_table(("FILES OPENED", "TO READ", "TO WRITE"), counts)
     if found.addresses:
         typer.echo()
         rows = [

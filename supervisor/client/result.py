@@ -12,6 +12,7 @@ from supervisor.model import (
     Event,
     Exited,
     Feature,
+    FileCount,
     Outcome,
     Output,
     OutputFile,
@@ -137,7 +138,16 @@ def to_summary(message: run_pb2.TraceSummary) -> TraceSummary:
         for one in message.processes
     )
     addresses = tuple(_fields(TracedAddress, one) for one in message.addresses)
-    found: TraceSummary = _fields(TraceSummary, message, syscalls=syscalls, processes=processes, addresses=addresses)
+    files = {name: FileCount(count.read, count.written) for name, count in message.files.items()}
+    found: TraceSummary = _fields(
+        TraceSummary,
+        message,
+        syscalls=syscalls,
+        processes=processes,
+        addresses=addresses,
+        files=files,
+        rules=dict(message.rules),
+    )
     return found
 
 

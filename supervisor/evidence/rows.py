@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from supervisor.model import (
     Enforcement,
+    FileCount,
     Outcome,
     RunRecord,
     StartError,
@@ -87,13 +88,17 @@ def _encode_trace(trace: TraceSummary) -> str | None:
     processes = [[getattr(process, name) for name in _PROCESS] for process in trace.processes]
     addresses = [[getattr(one, name) for name in _ADDRESS] for one in trace.addresses]
     counts = (trace.events, trace.dropped)
-    return _ENCODE([trace.level, trace.complete, *counts, calls, processes, trace.process_count, addresses])
+    files = {name: [count.read, count.written] for name, count in trace.files.items()}
+    rest = (trace.process_count, addresses, files, dict(trace.rules))
+    return _ENCODE([trace.level, trace.complete, *counts, calls, processes, *rest])
 
 
 def _decode_trace(text: str | None) -> TraceSummary:
     if text is None:
         return TraceSummary()
-    level, complete, events, dropped, calls, processes, count, addresses = json.loads(text)
+    # Records of earlier versions end before files and rules.
+    level, complete, events, dropped, calls, processes, count, addresses, *rest = json.loads(text)
+    files, rules = rest or ({}, {})
     return TraceSummary(
         level,
         complete,
@@ -103,6 +108,8 @@ def _decode_trace(text: str | None) -> TraceSummary:
         tuple(TracedProcess(*values) for values in processes),
         count,
         tuple(TracedAddress(*values) for values in addresses),
+        {name: FileCount(*counted) for name, counted in files.items()},
+        rules,
     )
 
 

@@ -15,10 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from supervisor.errors import InvalidRequest
-from supervisor.probes.layout import ADDRESS_KEY, ADDRESS_RULE_HEAD, PORT_RULE, PORT_RULES_MAX
+from supervisor.probes.layout import (
+    ADDRESS_ALLOW,
+    ADDRESS_DENY,
+    ADDRESS_KEY,
+    ADDRESS_KILL,
+    ADDRESS_RULE_HEAD,
+    PORT_RULE,
+    PORT_RULES_MAX,
+)
 
 RULES_MAX = 1024
-_ENTRY = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\[\]:/]+))(?:/(\d+))?(?::(\d+|\*))?")
+_ENTRY = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\[\]:/]+))(?:/(\d+))?(?::(\d+(?:-\d+)?|\*))?")
 _EVERY_PORT = (0, 65535)
 _SLOT_BITS = 32
 
@@ -32,14 +40,14 @@ class _Said:
 
     network: ipaddress.IPv6Network
     ports: tuple[int, int]
-    deny: bool
+    verdict: int
 
 
 @dataclass(frozen=True, slots=True)
 class AddressRules:
     """Rules ready for the map: prefix, and the ports in the order in which they are tried. `deny_rest`: what no rule names."""
 
-    rules: tuple[tuple[ipaddress.IPv6Network, tuple[tuple[int, int, bool], ...]], ...]
+    rules: tuple[tuple[ipaddress.IPv6Network, tuple[tuple[int, int, int], ...]], ...]
     deny_rest: bool
 
     def entries(self, slot: int) -> list[tuple[bytes, bytes]]:
@@ -53,37 +61,45 @@ class AddressRules:
 
 
 def make_rules(
-    allow: Sequence[str], deny: Sequence[str], deny_rest: bool, lookup: Lookup | None = None
+    allow: Sequence[str],
+    deny: Sequence[str],
+    deny_rest: bool,
+    lookup: Lookup | None = None,
+    kill: Sequence[str] = (),
 ) -> AddressRules:
     """May wait for name servers. Raises InvalidRequest for a name that is not known, and for more than the maps hold."""
-    said = [*_read(deny, True, lookup or look_up), *_read(allow, False, lookup or look_up)]
+    find = lookup or look_up
+    said = [*_read(kill, ADDRESS_KILL, find), *_read(deny, ADDRESS_DENY, find), *_read(allow, ADDRESS_ALLOW, find)]
     if allow and any(_is_name(entry) for entry in allow):
         # Names are of no use to a program that cannot ask for them.
-        said += _read([f"[{server}]:53" if ":" in server else f"{server}:53" for server in name_servers()], False, list)
+        said += _read(
+            [f"[{server}]:53" if ":" in server else f"{server}:53" for server in name_servers()], ADDRESS_ALLOW, list
+        )
     networks = sorted({one.network for one in said}, key=lambda network: (network.prefixlen, network))
     if len(networks) > RULES_MAX:
         raise InvalidRequest(f"allow: more than {RULES_MAX} addresses and networks", field="allow")
     rules = []
     for network in networks:
         about = [one for one in said if network.subnet_of(one.network)]
-        # The nearest word counts; of two that are equally near, the denial.
-        about.sort(key=lambda one: (-one.network.prefixlen, not one.deny))
-        ports = tuple((*one.ports, one.deny) for one in about)
+        # The nearest word counts; of two that are equally near, the severer.
+        about.sort(key=lambda one: (-one.network.prefixlen, -one.verdict))
+        ports = tuple((*one.ports, one.verdict) for one in about)
         if len(ports) > PORT_RULES_MAX:
             raise InvalidRequest(f"allow: more than {PORT_RULES_MAX} rules about {network}", field="allow")
         rules.append((network, ports))
     return AddressRules(tuple(rules), deny_rest)
 
 
-def _read(entries: Iterable[str], deny: bool, lookup: Lookup) -> list[_Said]:
+def _read(entries: Iterable[str], verdict: int, lookup: Lookup) -> list[_Said]:
     found = []
     for entry in entries:
         match = _ENTRY.fullmatch(entry)
         if match is None:
             raise InvalidRequest(f"allow: {entry} is not HOST:PORT (IPv6 in brackets)", field="allow")
         bracketed, plain, bits, port = match.groups()
-        ports = _EVERY_PORT if port in (None, "*") else (int(port), int(port))
-        found += [_Said(network, ports, deny) for network in _networks(bracketed or plain, bits, lookup)]
+        first, _, last = (port or "*").partition("-")
+        ports = _EVERY_PORT if first == "*" else (int(first), int(last or first))
+        found += [_Said(network, ports, verdict) for network in _networks(bracketed or plain, bits, lookup)]
     return found
 
 

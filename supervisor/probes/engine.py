@@ -17,7 +17,9 @@ from supervisor.errors import Exhausted
 from supervisor.probes.addresses import AddressRules
 from supervisor.probes.layout import CGROUP_AT, COUNT_WORDS, DROPPED_WORD, RUN_ENTRY, SYSCALL, Level
 from supervisor.probes.libbpf import BpfError, BpfObject
+from supervisor.probes.names import Names
 from supervisor.probes.ring import Ring
+from supervisor.rules.needs import Mark, Needs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +48,7 @@ class Watch:
     calls: list[NDArray[np.uint8]] = field(default_factory=list)
     overflow: int = 0
     addresses: list[bytes] = field(default_factory=list)
+    names: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class Probes:
         self._memory = program.map("counts").memory()
         self._counts = memoryview(self._memory).cast("Q")
         self._addresses = program.map("addresses")
+        self._names = Names(program.map("names"), program.map("calls"))
         priority, details, bulk = (program.map(name) for name in ("priority", "details", "bulk"))
         self._priority = Ring(priority.fd, priority.max_entries)
         self._details = Ring(details.fd, details.max_entries)
@@ -99,8 +103,19 @@ class Probes:
             program.close()
             raise
 
-    def watch(self, cgroup: int, level: Level, rules: AddressRules | None = None) -> Watch:
-        """Enters the run whose cgroup has this id (its directory's inode number). Raises Exhausted, BpfError."""
+    def watch(
+        self,
+        cgroup: int,
+        level: Level,
+        rules: AddressRules | None = None,
+        needs: Needs | None = None,
+        uid: int = 0,
+    ) -> Watch:
+        """Enters the run whose cgroup has this id (its directory's inode number). Raises Exhausted, BpfError.
+
+        `needs` are of its policy's rules; without them no file is looked at. `uid`, the host's number of its user, is for
+        rules about credentials.
+        """
         with self._lock:
             if not self._free:
                 raise Exhausted("every slot of the probes is taken", retry_seconds=1.0)
@@ -113,7 +128,12 @@ class Probes:
                     self._addresses.update(key, value)
                     watch.addresses.append(key)
                 deny = rules is not None and rules.deny_rest
-                self._runs.update(cgroup.to_bytes(8, "little"), RUN_ENTRY.pack(slot, level, 0, deny))
+                entry = [slot, level, 0, deny, 0, 0, 0, 0, 0, 0]
+                if needs is not None:
+                    watch.names = self._names.take(needs)
+                    checked = uid if (needs.wake | needs.kill) & Mark.CREDENTIALS else 0
+                    entry[4:8] = watch.names, needs.wake, needs.kill, checked
+                self._runs.update(cgroup.to_bytes(8, "little"), RUN_ENTRY.pack(*entry))
             except BpfError:
                 self._forget(watch)
                 raise
@@ -128,12 +148,17 @@ class Probes:
             self._forget(watch)
         return Seen(counts, watch.records, watch.calls, counts[DROPPED_WORD] + watch.overflow)
 
-    def take(self, watch: Watch) -> tuple[list[NDArray[np.uint8]], list[bytes]]:
+    def take_calls(self, watch: Watch) -> list[NDArray[np.uint8]]:
         """What has come of a run that goes on, for whoever stores it."""
         with self._lock:
             calls, watch.calls = watch.calls, []
+        return calls
+
+    def take_records(self, watch: Watch) -> list[bytes]:
+        """The same of its records, for whoever looks at them."""
+        with self._lock:
             records, watch.records = watch.records, []
-        return calls, records
+        return records
 
     def drain(self) -> None:
         """Hands what the rings hold to the runs that it is of; for runs that live long or are traced in full."""
@@ -144,10 +169,15 @@ class Probes:
     def watched(self) -> int:
         return len(self._watched)
 
+    def wakers(self) -> tuple[int, int]:
+        """Descriptors that poll(2) finds readable once something has been told at once."""
+        return self._priority.fd, self._details.fd
+
     def _forget(self, watch: Watch) -> None:
         if self._watched.pop(watch.cgroup, None) is not None:
             for key in watch.addresses:
                 self._addresses.delete(key)
+            self._names.give_back(watch.names)
             self._free.append(watch.slot)
 
     def _drain(self) -> None:

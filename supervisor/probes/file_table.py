@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from supervisor.evidence.traces import schema
-from supervisor.probes.layout import ABI_NAMES, PATH_SIZE, SYSCALL_SLOTS, TWO_FILE, text
+from supervisor.probes.layout import ABI_NAMES, PATH_SIZE, SYSCALL_SLOTS, TWO_FILE, text, upward
 from supervisor.probes.summary import syscall_name
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ _KINDS = {
     "mknod": ("mknod", "mknodat"),
     "chmod": ("chmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchownat", "setxattr"),
     "write": ("truncate",),
+    "exec": ("execve", "execveat"),
     "chdir": ("chdir", "chroot"),
 }
 
@@ -48,6 +49,8 @@ _RECORD = np.dtype(
         ("flags", "u4"),
         ("resolved", "u4"),
         ("path_size", "u4"),
+        ("marks", "u4"),
+        ("cwd_size", "u4"),
         ("path", f"V{PATH_SIZE}"),
         ("second", f"V{PATH_SIZE}"),
     ]
@@ -66,12 +69,12 @@ def _dictionaries() -> tuple[pa.Array, NDArray[np.int16], pa.Array]:
 
 def files_table(records: Sequence[bytes], offset: int) -> pa.Table:
     """Rows in the order of the records. `offset` turns CLOCK_MONOTONIC into Unix time."""
-    rows = np.frombuffer(b"".join(record.ljust(TWO_FILE.size, b"\0") for record in records), _RECORD)
+    rows = np.frombuffer(b"".join(record[: TWO_FILE.size].ljust(TWO_FILE.size, b"\0") for record in records), _RECORD)
     kinds, kind_of, names = _dictionaries()
     numbers = (rows["nr"] % SYSCALL_SLOTS).astype("i2")
     is_open = kind_of[numbers] == 0
     paths = [
-        _upward(path.tobytes()[:size]) if resolved else text(path.tobytes())
+        upward(path.tobytes()[:size]) if resolved else text(path.tobytes())
         for path, size, resolved in zip(
             rows["path"], rows["path_size"].tolist(), rows["resolved"].tolist(), strict=True
         )
@@ -97,11 +100,6 @@ def files_table(records: Sequence[bytes], offset: int) -> pa.Table:
         columns[name] if name in columns else pa.nulls(len(rows), wanted.field(name).type) for name in wanted.names
     ]
     return pa.Table.from_arrays(arrays, schema=wanted)
-
-
-def _upward(names: bytes) -> str:
-    """A path from its names, the last one first, each ended by a NUL."""
-    return "/" + b"/".join(names[:-1].split(b"\0")[::-1]).decode("utf-8", "replace")
 
 
 @functools.lru_cache(1024)

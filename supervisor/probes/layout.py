@@ -11,13 +11,18 @@ SYSCALL_SLOTS: Final = 512
 SYSCALL_OTHER: Final = 511
 """What is above that, and every call of another ABI, is counted under this number."""
 
-COUNT_WORDS: Final = SYSCALL_SLOTS * 2 + 8
-"""struct run_counts as 64-bit words: succeeded and failed of each call, then `seen`, `dropped`."""
+FILE_CLASSES: Final = 16
 SEEN_WORD: Final = SYSCALL_SLOTS * 2
 DROPPED_WORD: Final = SYSCALL_SLOTS * 2 + 1
+FILES_WORD: Final = SYSCALL_SLOTS * 2 + 8
+COUNT_WORDS: Final = FILES_WORD + 2 * FILE_CLASSES
+"""struct run_counts as 64-bit words: succeeded and failed of each call, then `seen`, `dropped`, and from FILES_WORD on
+what was opened for reading and for writing of each class."""
 
-RUN_ENTRY: Final = struct.Struct("=IIII")
-"""struct run_entry: slot, level, init_tgid, deny_network."""
+RUN_ENTRY: Final = struct.Struct("=IIIIIIIIII")
+"""struct run_entry: slot, level, init_tgid, deny_network, rules, wake, kill, uid, doomed, noted."""
+NAME_KEY: Final = struct.Struct("=I20s")
+CALL_KEY: Final = struct.Struct("=II")
 
 HEAD: Final = struct.Struct("=QQIIHHI")
 """struct record_header: time_ns, cgroup, pid, tid, type, size, host_tid."""
@@ -27,21 +32,31 @@ TYPE_AT: Final = 24
 
 PATH_SIZE: Final = 256
 
-EXEC: Final = struct.Struct("=32xII16s256s256s")
+EXEC: Final = struct.Struct("=32xII16s256s256sIIIIQ256s256s")
+"""struct exec_record after its head: parent, argv_size, comm, path, argv, marks, file_size, cwd_size, device, inode, file, cwd."""
 FORK: Final = struct.Struct("=32xII16s")
 EXIT: Final = struct.Struct("=32xIIiI16s")
 SYSCALL: Final = struct.Struct("=32xq6QII")
 
-FILE: Final = struct.Struct("=32xqIIII256s")
-"""struct file_record after its head: result, nr, flags, resolved, path_size, path."""
-TWO_FILE: Final = struct.Struct("=32xqIIII256s256s")
+FILE: Final = struct.Struct("=32xqIIIIII256s")
+"""struct file_record after its head: result, nr, flags, resolved, path_size, marks, cwd_size, path."""
+TWO_FILE: Final = struct.Struct("=32xqIIIIII256s256s")
+PLACED_FILE: Final = struct.Struct("=32xqIIIIII256s256s256s")
+FILE_MARKS: Final = slice(56, 60)
+FILE_SECOND: Final = slice(FILE.size, FILE.size + PATH_SIZE)
+FILE_CWD: Final = slice(FILE.size + PATH_SIZE, FILE.size + 2 * PATH_SIZE)
+EVENT: Final = struct.Struct("=32xq6QIIII16s")
+"""struct event_record after its head: result, args, nr, abi, marks, pad, comm."""
 NETWORK: Final = struct.Struct("=32xIIIIII16s")
 """struct network_record after its head: operation, denied, family, type, protocol, port, address."""
 
 ADDRESS_KEY: Final = struct.Struct("=II16s")
 ADDRESS_RULE_HEAD: Final = struct.Struct("=II")
 PORT_RULE: Final = struct.Struct("=HHI")
-PORT_RULES_MAX: Final = 16
+PORT_RULES_MAX: Final = 32
+
+ADDRESS_ALLOW, ADDRESS_DENY, ADDRESS_KILL = range(3)
+"""enum address_verdict."""
 
 ABI_NAMES: Final = ("x86-64", "i386", "x32")
 
@@ -59,6 +74,7 @@ class RecordType(IntEnum):
     SYSCALL = 4
     FILE = 5
     NETWORK = 6
+    EVENT = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +97,8 @@ def head_of(record: bytes) -> Head:
 def text(field: bytes) -> str:
     """A string of the kernel's: up to its NUL, and U+FFFD for what is not UTF-8."""
     return field.split(b"\0", 1)[0].decode("utf-8", "replace")
+
+
+def upward(names: bytes) -> str:
+    """A path from its names, the last one first, each ended by a NUL."""
+    return "/" + b"/".join(names[:-1].split(b"\0")[::-1]).decode("utf-8", "replace")

@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterable
 
 from supervisor.model import TracedProcess
-from supervisor.probes.layout import EXEC, EXIT, FORK, HEAD, RecordType, text
+from supervisor.probes.layout import EXEC, EXIT, FORK, HEAD, RecordType, text, upward
 
 SHOWN_MAX = 200
 """Processes in a summary; of a run with more, the first."""
 _ENDED_MAX = 10_000
+_SCRIPT = 1 << 14  # MARK_SCRIPT of bpf/records.h
 
 
 class Processes:
@@ -32,8 +33,10 @@ class Processes:
             time_ns, _, pid, tid, kind, _, _ = HEAD.unpack_from(record)
             time = (time_ns + self._offset) / 1e9
             if kind == RecordType.EXEC:
-                parent, _, comm, path, _ = EXEC.unpack_from(record)
-                self._on_exec(time, pid, parent, text(path), text(comm))
+                parent, _, comm, path, _, marks, size, _, _, _, file, _ = EXEC.unpack_from(record)
+                # Where it lies; of a script, whose interpreter that would be, what it was called.
+                real = text(path) if marks & _SCRIPT or not size else upward(file[:size])
+                self._on_exec(time, pid, parent, real, text(comm))
             elif kind == RecordType.FORK:
                 child_pid, child_tid, comm = FORK.unpack_from(record)
                 self._on_fork(time, pid, child_pid, child_tid, text(comm))

@@ -6,22 +6,24 @@ A disk that cannot keep up or is full costs events, which are counted; never a r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import structlog
 
 from supervisor.evidence.traces import TraceStore, TraceWriter
-from supervisor.model import TraceLevel, TraceSummary
+from supervisor.model import TraceLevel, TraceSummary, Violation
 from supervisor.probes.addresses import AddressRules
 from supervisor.probes.contacts import Contacts
-from supervisor.probes.engine import Probes, Watch
+from supervisor.probes.engine import RECORDS_KEPT, Probes, Watch
 from supervisor.probes.layout import Level
 from supervisor.probes.processes import Processes
 from supervisor.probes.summary import summarise
+from supervisor.rules.detector import Detector, RuleSet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +35,6 @@ _LEVELS = {TraceLevel.OFF: Level.OFF, TraceLevel.SUMMARY: Level.SUMMARY, TraceLe
 _SUMMARY_PERIOD_SECONDS = 0.05
 _FULL_PERIOD_SECONDS = 0.005
 _FLUSH_ROWS = 100_000
-_FOLD_RECORDS = 1_000
 
 
 class Recorder:
@@ -48,9 +49,14 @@ class Recorder:
         self.write_thread = ThreadPoolExecutor(1, "trace-write")
         self._reader: asyncio.Task[None] | None = None
 
-    def watch(self, run_id: str, cgroup: int, level: TraceLevel, rules: AddressRules | None = None) -> Tracing:
+    def watch(
+        self, run_id: str, cgroup: int, level: TraceLevel, rules: RuleSet, addresses: AddressRules | None, uid: int
+    ) -> Tracing:
         """Enters a run before its first process exists. Raises Exhausted, BpfError."""
-        tracing = Tracing(self, self.probes.watch(cgroup, _LEVELS[level], rules), run_id, level)
+        kernels = Level.SUMMARY if level is TraceLevel.OFF and not rules.is_empty else _LEVELS[level]
+        needs = rules.needs if kernels is not Level.OFF else None
+        watch = self.probes.watch(cgroup, kernels, addresses, needs, uid)
+        tracing = Tracing(self, watch, run_id, level, rules)
         self._tracings.add(tracing)
         if self._reader is None or self._reader.done():
             self._reader = asyncio.get_running_loop().create_task(self._read(), name="trace-reader")
@@ -62,16 +68,36 @@ class Recorder:
     async def _read(self) -> None:
         """Ends by itself when nothing is watched. Off the loop: a run can cause records as fast as it can call."""
         loop = asyncio.get_running_loop()
-        while self.probes.watched:
-            full = any(tracing.is_full for tracing in tuple(self._tracings))
-            await asyncio.sleep(_FULL_PERIOD_SECONDS if full else _SUMMARY_PERIOD_SECONDS)
-            await loop.run_in_executor(self._read_thread, self.probes.drain)
-            for tracing in tuple(self._tracings):
-                if tracing.waiting >= (_FLUSH_ROWS if tracing.is_full else _FOLD_RECORDS):
-                    if tracing.is_full and (tracing.writing is None or tracing.writing.done()):
+        woken = asyncio.Event()
+        wakers = self.probes.wakers()
+
+        def wake() -> None:
+            # Readable until it is drained, so not to be looked at again before.
+            for fd in wakers:
+                loop.remove_reader(fd)
+            woken.set()
+
+        try:
+            while self.probes.watched:
+                for fd in wakers:
+                    loop.add_reader(fd, wake)
+                full = any(tracing.is_full for tracing in tuple(self._tracings))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(woken.wait(), _FULL_PERIOD_SECONDS if full else _SUMMARY_PERIOD_SECONDS)
+                woken.clear()
+                await loop.run_in_executor(self._read_thread, self._gather, loop)
+                for tracing in tuple(self._tracings):
+                    if tracing.waiting >= _FLUSH_ROWS and (tracing.writing is None or tracing.writing.done()):
                         tracing.writing = self.write_thread.submit(tracing.write)
-                    elif not tracing.is_full:
-                        await loop.run_in_executor(self._read_thread, tracing.fold)
+        finally:
+            for fd in wakers:
+                loop.remove_reader(fd)
+
+    def _gather(self, loop: asyncio.AbstractEventLoop) -> None:
+        """On the reader's thread: what has come goes to the run it is of, which looks at it."""
+        self.probes.drain()
+        for tracing in tuple(self._tracings):
+            tracing.gather(loop)
 
     async def close(self) -> None:
         """What is still being written is waited for."""
@@ -86,17 +112,21 @@ class Recorder:
 class Tracing:
     """One run's trace: made before the run is launched; `finish` when none of its processes is left; `close` in any case."""
 
-    def __init__(self, recorder: Recorder, watch: Watch, run_id: str, level: TraceLevel) -> None:
+    def __init__(self, recorder: Recorder, watch: Watch, run_id: str, level: TraceLevel, rules: RuleSet) -> None:
         self._recorder = recorder
         self._watch: Watch | None = watch
         self._run_id = run_id
         self._level = level
         self._writer: TraceWriter | None = None
-        self._summing = threading.Lock()
+        self._looking = threading.Lock()
+        self._unwritten: list[bytes] = []
         self._lost = 0
         self._offset = time.time_ns() - time.monotonic_ns()
         self.processes = Processes(self._offset)
         self.contacts = Contacts()
+        self.detector = Detector(rules, self.processes, self._offset)
+        self.on_violations: Callable[..., None] | None = None
+        """Called on the loop with what is new, and `kills`: whether the run is to end for it."""
         self.writing: Future[None] | None = None
         self.failure = ""
         """Why the full trace is not stored as a whole; empty when it is."""
@@ -105,7 +135,7 @@ class Tracing:
     def waiting(self) -> int:
         """Rows that have come and are not yet written."""
         watch = self._watch
-        return sum(map(len, watch.calls)) + len(watch.records) if watch is not None else 0
+        return sum(map(len, watch.calls)) + len(self._unwritten) if watch is not None and self.is_full else 0
 
     @property
     def is_full(self) -> bool:
@@ -126,39 +156,53 @@ class Tracing:
         else:
             self._conclude()
 
+    def gather(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Looks at what has come; on the reader's thread. Of a run that is not stored nothing piles up."""
+        with self._looking:
+            if self._watch is None:
+                return
+            new = self._look(self._recorder.probes.take_records(self._watch))
+        if new:
+            loop.call_soon_threadsafe(self._report, new, self.detector.kills)
+
+    def _report(self, new: Sequence[Violation], kills: bool) -> None:
+        """Once the run has ended, its result tells what it violated."""
+        if self.on_violations is not None and self._watch is not None:
+            self.on_violations(new, kills=kills)
+
+    def _look(self, records: Sequence[bytes]) -> list[Violation]:
+        self.contacts.add(records)
+        if self.is_full:
+            room = RECORDS_KEPT - len(self._unwritten)
+            self._unwritten += records[:room]
+            self._lost += max(0, len(records) - room)
+        return self.detector.feed(records)
+
     def write(self) -> None:
         """Stores what has come; on the writer's thread."""
-        if self._watch is not None:
-            calls, records = self._recorder.probes.take(self._watch)
-            self._sum_up(records)
-            self._store(calls, records)
-
-    def fold(self) -> None:
-        """Sums up what has come of a run that is not stored, so that a long one does not fill memory; on the reader's thread."""
-        with self._summing:
-            if self._watch is not None:
-                self._sum_up(self._recorder.probes.take(self._watch)[1])
-
-    def _sum_up(self, records: Sequence[bytes]) -> None:
-        self.processes.add(records)
-        self.contacts.add(records)
-
-    def wall_time(self, time_ns: int) -> float:
-        """Unix time of a record's, in seconds."""
-        return (time_ns + self._offset) / 1e9
+        with self._looking:
+            if self._watch is None:
+                return
+            calls = self._recorder.probes.take_calls(self._watch)
+            records, self._unwritten = self._unwritten, []
+        self._store(calls, records)
 
     def _conclude(self) -> TraceSummary:
         self._recorder.forget(self)
-        with self._summing:
+        with self._looking:
             watch, self._watch = self._watch, None
             if watch is None:
                 return TraceSummary(self._level.value)
             seen = self._recorder.probes.finish(watch)
-            self._sum_up(seen.records)
+            self._look(seen.records)
+            records, self._unwritten = self._unwritten, []
         if self.is_full:
-            self._store(seen.calls, seen.records)
+            self._store(seen.calls, records)
             self._close_file()
-        return summarise(seen, self.processes, self.contacts, self._level.value, self._lost)
+        if self._level is TraceLevel.OFF:
+            return TraceSummary(self._level.value)
+        lost = self._lost + self.detector.beyond
+        return summarise(seen, self.processes, self.contacts, self._level.value, self.detector.matched, lost)
 
     def _store(self, calls: Sequence[NDArray[np.uint8]], records: Sequence[bytes]) -> None:
         from pyarrow import ArrowException

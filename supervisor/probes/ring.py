@@ -24,6 +24,7 @@ class Ring:
 
     def __init__(self, fd: int, size: int) -> None:
         page = mmap.PAGESIZE
+        self.fd = fd
         self.size = size
         self._own = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self._theirs = mmap.mmap(fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from itertools import compress
 
 from supervisor.linux.seccomp import AUDIT_ARCH_X86_64, decode_syscall
-from supervisor.model import SyscallCount, TraceSummary
+from supervisor.model import FileCount, SyscallCount, TraceSummary
 from supervisor.probes.contacts import Contacts
 from supervisor.probes.engine import Seen
-from supervisor.probes.layout import SEEN_WORD, SYSCALL_OTHER, SYSCALL_SLOTS
+from supervisor.probes.layout import FILES_WORD, SEEN_WORD, SYSCALL_OTHER, SYSCALL_SLOTS
 from supervisor.probes.processes import Processes
+from supervisor.rules.needs import FILE_CLASSES
 
 
 @functools.cache
@@ -19,8 +21,10 @@ def syscall_name(number: int) -> str:
     return "other" if number == SYSCALL_OTHER else decode_syscall(number, AUDIT_ARCH_X86_64)[0]
 
 
-def summarise(seen: Seen, processes: Processes, contacts: Contacts, level: str, lost: int = 0) -> TraceSummary:
-    """`lost`: events that were seen but could not be stored."""
+def summarise(
+    seen: Seen, processes: Processes, contacts: Contacts, level: str, rules: Mapping[str, int], lost: int = 0
+) -> TraceSummary:
+    """`rules`: how often each has matched; `lost`: events that were seen but could not be stored."""
     counts = seen.counts
     calls = {}
     # Few of them are not zero.
@@ -37,4 +41,16 @@ def summarise(seen: Seen, processes: Processes, contacts: Contacts, level: str, 
         processes.shown(),
         processes.count,
         contacts.shown(),
+        _files(counts),
+        dict(rules),
     )
+
+
+def _files(counts: Sequence[int]) -> Mapping[str, FileCount]:
+    """By class, those of which something was opened."""
+    found = {}
+    for number, (name, _) in enumerate(FILE_CLASSES):
+        read, written = counts[FILES_WORD + 2 * number], counts[FILES_WORD + 2 * number + 1]
+        if read or written:
+            found[name] = FileCount(read, written)
+    return found

@@ -16,16 +16,20 @@ from supervisor.probes.contacts import read_contact
 from supervisor.probes.file_table import HEAD_FIELDS, files_table
 from supervisor.probes.layout import (
     ABI_NAMES,
+    EVENT,
     EXEC,
     EXIT,
     FORK,
+    SYSCALL_OTHER,
     SYSCALL_SLOTS,
     TYPE_AT,
     RecordType,
     head_of,
     text,
+    upward,
 )
 from supervisor.probes.summary import syscall_name
+from supervisor.rules.needs import MARK_OF_KIND
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,9 +89,11 @@ def _row(record: bytes, offset: int) -> dict[str, Any]:
     head = head_of(record)
     row: dict[str, Any] = {"time": head.time_ns + offset, "pid": head.pid, "tid": head.tid}
     if head.type == RecordType.EXEC:
-        parent, size, comm, path, argv = EXEC.unpack_from(record)
+        parent, size, comm, path, argv, _, file_size, _, _, _, file, _ = EXEC.unpack_from(record)
         words = [word.decode("utf-8", "replace") for word in argv[:size].rstrip(b"\0").split(b"\0")]
+        real = upward(file[:file_size])
         return row | {
+            "detail": "" if real == text(path) else f"of {real}",
             "kind": "exec",
             "comm": text(comm),
             "path": text(path),
@@ -100,6 +106,8 @@ def _row(record: bytes, offset: int) -> dict[str, Any]:
         return row | {"kind": "fork", "comm": text(comm), "detail": detail, "result": child_tid}
     if head.type == RecordType.NETWORK:
         return row | _contact(record)
+    if head.type == RecordType.EVENT:
+        return row | _notice(record)
     status, leader, number, _abi, comm = EXIT.unpack_from(record)
     code = os.waitstatus_to_exitcode(status & 0xFFFF)
     how = f"killed by signal {-code}" if code < 0 else f"exited with {code}"
@@ -109,6 +117,22 @@ def _row(record: bytes, offset: int) -> dict[str, Any]:
         "comm": text(comm),
         "result": code,
         "detail": f"{'process' if leader else 'thread'} {how}{within}",
+    }
+
+
+def _notice(record: bytes) -> dict[str, Any]:
+    """What a rule asked for and is neither a file, an address nor a process. Of its marks the first names it."""
+    result, *args, number, abi, marks, _, comm = EVENT.unpack_from(record)
+    kinds = [kind for kind, mark in MARK_OF_KIND.items() if marks & mark]
+    name = syscall_name(number) if abi == 0 and number < SYSCALL_SLOTS else syscall_name(SYSCALL_OTHER)
+    return {
+        "kind": kinds[0] if kinds else "syscall",
+        "syscall": name,
+        "abi": ABI_NAMES[abi],
+        "result": result,
+        "comm": text(comm),
+        "detail": ", ".join(kinds[1:]),
+        **{f"arg{place}": value for place, value in enumerate(args)},
     }
 
 

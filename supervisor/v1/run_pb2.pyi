@@ -346,7 +346,7 @@ class SyscallCount(_message.Message):
     def __init__(self, calls: _Optional[int] = ..., errors: _Optional[int] = ...) -> None: ...
 
 class TraceSummary(_message.Message):
-    __slots__ = ("level", "complete", "events", "dropped", "syscalls", "processes", "process_count", "addresses")
+    __slots__ = ("level", "complete", "events", "dropped", "syscalls", "processes", "process_count", "addresses", "files", "rules")
     class SyscallsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -354,6 +354,20 @@ class TraceSummary(_message.Message):
         key: str
         value: SyscallCount
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[SyscallCount, _Mapping]] = ...) -> None: ...
+    class FilesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: FileCount
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[FileCount, _Mapping]] = ...) -> None: ...
+    class RulesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     LEVEL_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
@@ -362,6 +376,8 @@ class TraceSummary(_message.Message):
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
     PROCESS_COUNT_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
     level: str
     complete: bool
     events: int
@@ -370,7 +386,17 @@ class TraceSummary(_message.Message):
     processes: _containers.RepeatedCompositeFieldContainer[TracedProcess]
     process_count: int
     addresses: _containers.RepeatedCompositeFieldContainer[TracedAddress]
-    def __init__(self, level: _Optional[str] = ..., complete: bool = ..., events: _Optional[int] = ..., dropped: _Optional[int] = ..., syscalls: _Optional[_Mapping[str, SyscallCount]] = ..., processes: _Optional[_Iterable[_Union[TracedProcess, _Mapping]]] = ..., process_count: _Optional[int] = ..., addresses: _Optional[_Iterable[_Union[TracedAddress, _Mapping]]] = ...) -> None: ...
+    files: _containers.MessageMap[str, FileCount]
+    rules: _containers.ScalarMap[str, int]
+    def __init__(self, level: _Optional[str] = ..., complete: bool = ..., events: _Optional[int] = ..., dropped: _Optional[int] = ..., syscalls: _Optional[_Mapping[str, SyscallCount]] = ..., processes: _Optional[_Iterable[_Union[TracedProcess, _Mapping]]] = ..., process_count: _Optional[int] = ..., addresses: _Optional[_Iterable[_Union[TracedAddress, _Mapping]]] = ..., files: _Optional[_Mapping[str, FileCount]] = ..., rules: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
+class FileCount(_message.Message):
+    __slots__ = ("read", "written")
+    READ_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    read: int
+    written: int
+    def __init__(self, read: _Optional[int] = ..., written: _Optional[int] = ...) -> None: ...
 
 class TracedAddress(_message.Message):
     __slots__ = ("operation", "protocol", "address", "port", "count", "denied")

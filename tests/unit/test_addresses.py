@@ -92,7 +92,7 @@ def test_names_come_with_the_means_to_look_them_up() -> None:
             [f"10.0.0.{n}" for n in range(256)] * 5 + [f"10.1.{n}.{m}" for n in range(4) for m in range(250)],
             "more than 1024",
         ),
-        ([f"10.0.0.1:{n}" for n in range(1, 20)], "more than 16"),
+        ([f"10.0.0.1:{n}" for n in range(1, 40)], "more than 32"),
     ],
 )
 def test_what_cannot_be_held_is_refused(allow: list[str], words: str) -> None:

@@ -131,7 +131,8 @@ def test_network_internal_is_refused() -> None:
 def test_network_filtered_has_the_hosts_network_and_rules_or_is_refused() -> None:
     spec = RunSpec(argv=(b"true",), network=NetworkMode.FILTERED, allow=("10.0.0.1:80",))
     plan = plan_of("moderate", spec)
-    assert plan.addresses == AddressPlan(("10.0.0.1:80",), plan.addresses.deny, True) if plan.addresses else False
+    assert plan.addresses is not None and plan.addresses.kill
+    assert plan.addresses == AddressPlan(("10.0.0.1:80",), (), True, plan.addresses.kill)
     assert "network" not in plan.namespaces and plan.enforcement.cgroup_bpf == "addresses"
     lacking = dict(HOST.features, cgroup_bpf=Feature("cgroup_bpf", False, "EPERM", "no filter", "be root"))
     with pytest.raises(HostLacks) as caught:

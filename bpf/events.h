@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a run's rules ask for of its system calls: noticed here, told at once, and fatal where a
+ * number is enough to say so. */
+#ifndef SUPERVISOR_EVENTS_H
+#define SUPERVISOR_EVENTS_H
+
+#include "files.h"
+
+#define TS_COMPAT	0x0002 /* arch/x86/include/asm/thread_info.h */
+#define X32_SYSCALL_BIT 0x40000000
+
+#define ENOSYS 38
+
+#define S_IFMT	 0170000
+#define S_IFSOCK 0140000
+#define S_IFIFO	 0010000
+#define S_ISUID	 0004000
+#define AF_INET	 2
+#define AF_INET6 10
+
+#define PROT_WRITE 2
+#define PROT_EXEC  4
+
+/* What is looked at of a call's arguments or its result. */
+enum noticed {
+	NOTICED_DESCRIPTOR = 1, /* its result is one */
+	NOTICED_MODE = 2,	/* an argument is a file's mode */
+	NOTICED_PROTECT = 3,
+	NOTICED_MAP = 4,
+	NOTICED_MEMFD = 5,
+	NOTICED_IO_URING = 6,
+};
+
+#define MODE_AT(index) (NOTICED_MODE | (index) << 4)
+
+/* By number. */
+static const __u8 noticed_calls[SYSCALL_SLOTS] = {
+	[2] = MODE_AT(2),	    /* open */
+	[9] = NOTICED_MAP,	    /* mmap */
+	[10] = NOTICED_PROTECT,	    /* mprotect */
+	[32] = NOTICED_DESCRIPTOR,  /* dup */
+	[33] = NOTICED_DESCRIPTOR,  /* dup2 */
+	[41] = NOTICED_DESCRIPTOR,  /* socket */
+	[43] = NOTICED_DESCRIPTOR,  /* accept */
+	[72] = NOTICED_DESCRIPTOR,  /* fcntl */
+	[85] = MODE_AT(1),	    /* creat */
+	[90] = MODE_AT(1),	    /* chmod */
+	[91] = MODE_AT(1),	    /* fchmod */
+	[133] = MODE_AT(1),	    /* mknod */
+	[257] = MODE_AT(3),	    /* openat */
+	[259] = MODE_AT(2),	    /* mknodat */
+	[268] = MODE_AT(2),	    /* fchmodat */
+	[288] = NOTICED_DESCRIPTOR, /* accept4 */
+	[292] = NOTICED_DESCRIPTOR, /* dup3 */
+	[319] = NOTICED_MEMFD,	    /* memfd_create */
+	[329] = NOTICED_PROTECT,    /* pkey_mprotect */
+	[425] = NOTICED_IO_URING,   /* io_uring_setup */
+	[452] = MODE_AT(2),	    /* fchmodat2 */
+};
+
+static __always_inline __u32 abi_of(struct task_struct *task, long nr)
+{
+	if (task->thread_info.status & TS_COMPAT)
+		return ABI_I386;
+	return nr & X32_SYSCALL_BIT ? ABI_X32 : ABI_X86_64;
+}
+
+static __always_inline int is_network_socket(struct file *file)
+{
+	struct socket *socket;
+	__u16 family;
+
+	if ((BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFSOCK)
+		return 0;
+	socket = BPF_CORE_READ(file, private_data);
+	family = BPF_CORE_READ(socket, sk, __sk_common.skc_family);
+	return family == AF_INET || family == AF_INET6;
+}
+
+static __always_inline __u32 marks_of_call(struct task_struct *task, struct pt_regs *regs, long nr,
+					   long result)
+{
+	__u8 what = noticed_calls[nr & (SYSCALL_SLOTS - 1)];
+
+	switch (what & 0xf) {
+	case NOTICED_DESCRIPTOR:
+		if (result >= 0 && result <= 2 && is_network_socket(file_of(task, result)))
+			return MARK_SOCKET;
+		return 0;
+	case NOTICED_MODE:
+		/* Only what makes a file has a mode among the arguments of open(2). */
+		if ((nr == NR_OPEN || nr == NR_OPENAT) && !(open_flags(regs, nr) & O_CREAT))
+			return 0;
+		return argument(regs, what >> 4) & S_ISUID ? MARK_SETUID_BIT : 0;
+	case NOTICED_PROTECT:
+		if (result || !(regs->dx & PROT_EXEC))
+			return 0;
+		return MARK_PROTECT | (regs->dx & PROT_WRITE ? MARK_WX : 0);
+	case NOTICED_MAP:
+		return result > 0 && (regs->dx & PROT_EXEC) && (regs->dx & PROT_WRITE) ? MARK_WX
+										       : 0;
+	case NOTICED_MEMFD:
+		return MARK_MEMFD;
+	case NOTICED_IO_URING:
+		return MARK_IO_URING;
+	default:
+		return 0;
+	}
+}
+
+static __always_inline void note_call(struct run_entry *run, struct run_counts *counts,
+				      struct task_struct *task, struct pt_regs *regs, __u64 cgroup,
+				      long nr, __u32 abi, long result, __u32 marks)
+{
+	int first = is_first(run);
+	struct event_record *record;
+
+	if (first)
+		record = bpf_ringbuf_reserve(&priority, sizeof(*record), 0);
+	else
+		record = bpf_ringbuf_reserve(&details, sizeof(*record), 0);
+	if (!record) {
+		count(&counts->dropped);
+		return;
+	}
+	fill_head(&record->head, task, cgroup, RECORD_EVENT, sizeof(*record));
+	record->result = result;
+	record->nr = (__u32)nr;
+	record->abi = abi;
+	record->marks = marks;
+	record->pad = 0;
+	record->args[0] = regs->di;
+	record->args[1] = regs->si;
+	record->args[2] = regs->dx;
+	record->args[3] = regs->r10;
+	record->args[4] = regs->r8;
+	record->args[5] = regs->r9;
+	bpf_get_current_comm(record->comm, sizeof(record->comm));
+	count(&counts->seen);
+	bpf_ringbuf_submit(record, first ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+}
+
+static __always_inline int is_wanted(const struct run_entry *run, long nr)
+{
+	struct call_key key = {.rules = run->rules, .nr = (__u32)nr};
+
+	return bpf_map_lookup_elem(&calls, &key) != 0;
+}
+
+static __always_inline void on_call(struct run_entry *run, struct run_counts *counts,
+				    struct task_struct *task, struct pt_regs *regs, __u64 cgroup,
+				    long nr, __u32 abi, long result)
+{
+	__u32 marks = 0;
+
+	if (!run->rules)
+		return;
+	if (abi == ABI_X86_64) {
+		__u8 kind = file_calls[nr & (SYSCALL_SLOTS - 1)];
+
+		if (kind)
+			on_file_call(run, counts, task, regs, cgroup, nr, kind, result);
+		marks = marks_of_call(task, regs, nr, result);
+		if (run->wake & MARK_CALL && is_wanted(run, nr))
+			marks |= MARK_CALL;
+	}
+	if (run->uid && task->cred->euid.val != run->uid)
+		marks |= MARK_CREDENTIALS;
+	if (result == -EPERM || result == -ENOSYS)
+		marks |= MARK_REFUSED;
+	marks &= run->wake | run->kill;
+	if (!marks)
+		return;
+	note_call(run, counts, task, regs, cgroup, nr, abi, result, marks);
+	if (marks & run->kill)
+		doom(run);
+}
+
+#endif
