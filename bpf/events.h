@@ -77,9 +77,10 @@ static __always_inline int is_network_socket(struct file *file)
 	return family == AF_INET || family == AF_INET6;
 }
 
-static __always_inline __u32 marks_of_call(struct task_struct *task, struct pt_regs *regs, long nr,
-					   long result)
+__noinline __u32 marks_of_call(long nr, long result)
 {
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
 	__u8 what = noticed_calls[nr & (SYSCALL_SLOTS - 1)];
 
 	switch (what & 0xf) {
@@ -108,26 +109,30 @@ static __always_inline __u32 marks_of_call(struct task_struct *task, struct pt_r
 	}
 }
 
-static __always_inline void note_call(struct run_entry *run, struct run_counts *counts,
-				      struct task_struct *task, struct pt_regs *regs, __u64 cgroup,
-				      long nr, __u32 abi, long result, __u32 marks)
+__noinline int note_call(struct run_entry *run, struct run_counts *counts, __u64 cgroup,
+			 __u64 marks_and_abi, long result)
 {
-	int first = is_first(run);
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
 	struct event_record *record;
+	int first;
 
+	if (!run || !counts)
+		return 0;
+	first = is_first(run);
 	if (first)
 		record = bpf_ringbuf_reserve(&priority, sizeof(*record), 0);
 	else
 		record = bpf_ringbuf_reserve(&details, sizeof(*record), 0);
 	if (!record) {
 		count(&counts->dropped);
-		return;
+		return 0;
 	}
 	fill_head(&record->head, task, cgroup, RECORD_EVENT, sizeof(*record));
 	record->result = result;
-	record->nr = (__u32)nr;
-	record->abi = abi;
-	record->marks = marks;
+	record->nr = (__u32)regs->orig_ax;
+	record->abi = (__u32)(marks_and_abi >> 32);
+	record->marks = (__u32)marks_and_abi;
 	record->pad = 0;
 	record->args[0] = regs->di;
 	record->args[1] = regs->si;
@@ -138,6 +143,7 @@ static __always_inline void note_call(struct run_entry *run, struct run_counts *
 	bpf_get_current_comm(record->comm, sizeof(record->comm));
 	count(&counts->seen);
 	bpf_ringbuf_submit(record, first ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+	return 0;
 }
 
 static __always_inline int is_wanted(const struct run_entry *run, long nr)
@@ -148,19 +154,18 @@ static __always_inline int is_wanted(const struct run_entry *run, long nr)
 }
 
 static __always_inline void on_call(struct run_entry *run, struct run_counts *counts,
-				    struct task_struct *task, struct pt_regs *regs, __u64 cgroup,
-				    long nr, __u32 abi, long result)
+				    struct task_struct *task, __u64 cgroup, long nr, __u32 abi,
+				    long result)
 {
 	__u32 marks = 0;
 
 	if (!run->rules)
 		return;
 	if (abi == ABI_X86_64) {
-		__u8 kind = file_calls[nr & (SYSCALL_SLOTS - 1)];
-
-		if (kind)
-			on_file_call(run, counts, task, regs, cgroup, nr, kind, result);
-		marks = marks_of_call(task, regs, nr, result);
+		if (file_calls[nr & (SYSCALL_SLOTS - 1)])
+			on_file_call(run, counts, cgroup, nr, result);
+		if (noticed_calls[nr & (SYSCALL_SLOTS - 1)])
+			marks = marks_of_call(nr, result);
 		if (run->wake & MARK_CALL && is_wanted(run, nr))
 			marks |= MARK_CALL;
 	}
@@ -171,7 +176,7 @@ static __always_inline void on_call(struct run_entry *run, struct run_counts *co
 	marks &= run->wake | run->kill;
 	if (!marks)
 		return;
-	note_call(run, counts, task, regs, cgroup, nr, abi, result, marks);
+	note_call(run, counts, cgroup, (__u64)abi << 32 | marks, result);
 	if (marks & run->kill)
 		doom(run);
 }

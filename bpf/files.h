@@ -130,25 +130,33 @@ static long climb_step(__u32 index, void *context)
 	return 0;
 }
 
-/* The names of a path, the last one first. bpf_loop(): Linux 5.17; the verifier looks at the step
- * once. */
-static __always_inline __u32 resolve_path(struct vfsmount *inner, struct dentry *dentry,
-					  char path[PATH_SIZE])
+struct path_names {
+	char names[PATH_SIZE];
+};
+
+/*
+ * The names of a path, the last one first. bpf_loop(): Linux 5.17; the verifier looks at the step
+ * once, and at a global function such as this one once for all its callers.
+ */
+__noinline __u32 resolve_path(unsigned long mount, unsigned long dentry, struct path_names *path)
 {
 	struct climb climb = {
-		.dentry = dentry,
-		.mount = (void *)inner - bpf_core_field_offset(struct mount, mnt),
-		.path = path,
+		.dentry = (struct dentry *)dentry,
+		.mount = (struct mount *)(mount - bpf_core_field_offset(struct mount, mnt)),
 	};
 
+	if (!path)
+		return 0;
+	climb.path = path->names;
 	bpf_loop(MAX_DEPTH, climb_step, &climb, 0);
 	return climb.size;
 }
 
 static __always_inline __u32 resolve(struct file *file, char path[PATH_SIZE])
 {
-	return resolve_path(BPF_CORE_READ(file, f_path.mnt), BPF_CORE_READ(file, f_path.dentry),
-			    path);
+	return resolve_path((unsigned long)BPF_CORE_READ(file, f_path.mnt),
+			    (unsigned long)BPF_CORE_READ(file, f_path.dentry),
+			    (struct path_names *)path);
 }
 
 /* What a path's names mean to the run's rules, from its last name up to its first below the root.
@@ -356,7 +364,9 @@ static __always_inline void note_file(struct run_entry *run, struct run_counts *
 	if (!record->first.resolved) {
 		struct base base = base_of(task, regs, nr);
 
-		record->first.cwd_size = resolve_path(base.mount, base.dentry, record->cwd);
+		record->first.cwd_size =
+			resolve_path((unsigned long)base.mount, (unsigned long)base.dentry,
+				     (struct path_names *)record->cwd);
 	}
 	count(&counts->seen);
 	bpf_ringbuf_submit(record, first ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
@@ -412,22 +422,27 @@ static __always_inline __u32 marks_of_program(struct file *file)
 	return MARK_EXEC_DELETED;
 }
 
-static __always_inline void on_file_call(struct run_entry *run, struct run_counts *counts,
-					 struct task_struct *task, struct pt_regs *regs,
-					 __u64 cgroup, long nr, __u8 kind, long result)
+/* What of a call about files somebody wants to hear of: bits of enum mark. Counts what was opened.
+ */
+__noinline __u32 marks_of_file_call(struct run_entry *run, struct run_counts *counts, long nr,
+				    long result)
 {
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
+	__u8 kind = file_calls[nr & (SYSCALL_SLOTS - 1)];
 	__u32 found = 0, marks = 0, use = NAME_WRITE;
 
+	if (!run || !counts)
+		return 0;
 	if (nr == NR_EXECVE || nr == NR_EXECVEAT) {
 		/* One that succeeds is on_exec's, and of others only what was forbidden is of
 		 * interest: shells and execvp(3) try every directory. */
 		if (result != -EACCES && result != -EPERM)
-			return;
+			return 0;
 		use = NAME_EXEC;
 		if (nr == NR_EXECVEAT && (int)regs->di >= 0)
 			marks = marks_of_program(file_of(task, (int)regs->di));
 	}
-
 	if (kind & OPENS && result >= 0) {
 		struct file *file = file_of(task, result);
 
@@ -455,12 +470,29 @@ static __always_inline void on_file_call(struct run_entry *run, struct run_count
 		marks |= MARK_NAME;
 	if (result >= 0 && (nr == NR_UNLINK || nr == NR_UNLINKAT || nr == NR_RMDIR))
 		marks |= MARK_UNLINK;
-	if (marks & run->wake) {
+	return marks & run->wake;
+}
+
+__noinline int on_file_call(struct run_entry *run, struct run_counts *counts, __u64 cgroup, long nr,
+			    long result)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
+	__u8 kind = file_calls[nr & (SYSCALL_SLOTS - 1)];
+	__u32 marks;
+
+	if (!run || !counts)
+		return 0;
+	marks = marks_of_file_call(run, counts, nr, result);
+	if (marks) {
 		note_file(run, counts, task, regs, cgroup, nr, kind, result, marks);
 		if (marks & run->kill)
 			doom(run);
-	} else if (run->level == LEVEL_FULL)
+	} else if (run->level == LEVEL_FULL &&
+		   ((nr != NR_EXECVE && nr != NR_EXECVEAT) || result < 0)) {
 		record_file(counts, task, regs, cgroup, nr, kind, result);
+	}
+	return 0;
 }
 
 #endif

@@ -29,20 +29,45 @@ struct {
 	__type(value, struct address_rule);
 } addresses SEC(".maps");
 
+struct port_search {
+	struct address_rule *rule;
+	__u32 port;
+	__u32 verdict;
+};
+
+static long port_step(__u32 index, void *context)
+{
+	struct port_search *search = context;
+	struct port_rule *ports;
+	__u64 at = index;
+
+	if (index >= search->rule->count)
+		return 1;
+	at &= PORT_RULES - 1;
+	/* The verifier knows the bounds of this register, not of what the compiler would use. */
+	asm volatile("" : "+r"(at));
+	ports = &search->rule->ports[at];
+	if (search->port < ports->first || search->port > ports->last)
+		return 0;
+	search->verdict = ports->deny;
+	return 1;
+}
+
 /* enum address_verdict */
 static __always_inline __u32 verdict(const struct run_entry *run, const __u8 address[16],
 				     __u16 port)
 {
 	struct address_key key = {.prefix = SLOT_BITS + 128, .slot = run->slot};
-	struct address_rule *rule;
+	struct port_search search = {
+		.port = port,
+		.verdict = run->deny_network ? ADDRESS_DENY : ADDRESS_ALLOW,
+	};
 
 	__builtin_memcpy(key.address, address, sizeof(key.address));
-	rule = bpf_map_lookup_elem(&addresses, &key);
-	for (__u32 i = 0; rule && i < PORT_RULES && i < rule->count; i++) {
-		if (port >= rule->ports[i].first && port <= rule->ports[i].last)
-			return rule->ports[i].deny;
-	}
-	return run->deny_network ? ADDRESS_DENY : ADDRESS_ALLOW;
+	search.rule = bpf_map_lookup_elem(&addresses, &key);
+	if (search.rule)
+		bpf_loop(PORT_RULES, port_step, &search, 0);
+	return search.verdict;
 }
 
 static __always_inline int on_address(struct bpf_sock_addr *ctx, __u32 operation, int is_v6)

@@ -69,10 +69,12 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	record->device = BPF_CORE_READ(file, f_inode, i_sb, s_dev);
 	record->inode = BPF_CORE_READ(file, f_inode, i_ino);
 	record->file_size = resolve(file, record->file);
-	record->cwd_size = record->path[0] == '/'
-				   ? 0
-				   : resolve_path(BPF_CORE_READ(task, fs, pwd.mnt),
-						  BPF_CORE_READ(task, fs, pwd.dentry), record->cwd);
+	record->cwd_size =
+		record->path[0] == '/'
+			? 0
+			: resolve_path((unsigned long)BPF_CORE_READ(task, fs, pwd.mnt),
+				       (unsigned long)BPF_CORE_READ(task, fs, pwd.dentry),
+				       (struct path_names *)record->cwd);
 	count(&counts->seen);
 	bpf_ringbuf_submit(record, marks & run->wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 	if (marks & run->kill)

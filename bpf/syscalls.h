@@ -83,7 +83,7 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long result)
 	count(result < 0 && result >= -MAX_ERRNO ? &counter->failed : &counter->succeeded);
 	if (run->level == LEVEL_FULL)
 		record_syscall(counts, task, cgroup, regs, nr, abi, result);
-	on_call(run, counts, task, regs, cgroup, nr, abi, result);
+	on_call(run, counts, task, cgroup, nr, abi, result);
 	if (run->doomed)
 		bpf_send_signal(SIGKILL);
 	return 0;

@@ -145,8 +145,12 @@ def _file(record: bytes, processes: Processes) -> Event | None:
         more["file"] = tuple(word for word, mark in _FILE_MARKS.items() if marks & mark)
     elif kind in ("rename", "link"):
         fields["to"] = _absolute(base, text(second))
-        # Whichever of the two: what is put over a file changes it as writing does.
-        more["path"] = (fields["path"], fields["to"])
+        if name.startswith("symlink"):
+            # The first is a text, which need not be anybody's path.
+            fields["path"] = fields["to"]
+        else:
+            # Whichever of the two: what is put over a file changes it as writing does.
+            more["path"] = (fields["path"], fields["to"])
     return Event(kinds, time_ns, pid, tid, fields, more, name, ABI_NAMES[0])
 
 

@@ -100,7 +100,6 @@ FIRES: dict[str, dict[str, Sequence[str]]] = {
         "a directory's symlink": sh("mkdir -p .ssh; echo k > .ssh/id; ln -s .ssh d; cat d/id"),
         "dots": sh("cat /usr/../etc/./shadow"),
         "a renamed tool": sh("cp /bin/cat innocent; ./innocent /etc/gshadow"),
-        "another's environment": sh("cat /proc/self/environ"),
         "a bind's own path": sh("cd /etc; cat shadow"),
     },
     "configuration-written": {
@@ -146,6 +145,11 @@ FIRES: dict[str, dict[str, Sequence[str]]] = {
         "a symlink": sh("cp /bin/true /tmp/x; ln -s /tmp/x y; ./y"),
         "a script": sh("printf '#!/bin/sh\\n' > x; chmod +x x; ./x"),
     },
+    "environment-read": {
+        "its own": sh("cat /proc/self/environ"),
+        "another's": sh("sleep 5 & cat /proc/$!/environ"),
+        "a thread's": sh("cat /proc/thread-self/environ"),
+    },
     "bulk-delete": {"rm": sh("touch $(seq 110); rm $(seq 110)")},
     "memory-made-executable": {
         "mprotect": py(
@@ -176,7 +180,9 @@ NEIGHBOURS: dict[str, Sequence[str]] = {
     "secrets-read": sh(
         "mkdir -p x.ssh; echo k > x.ssh/id_rsa; cat x.ssh/id_rsa /etc/passwd; echo k > shadow; cat shadow"
     ),
-    "configuration-written": sh("mkdir etc; echo x > etc/passwd; cat /etc/passwd; echo x > bashrc"),
+    "configuration-written": sh(
+        "mkdir etc; echo x > etc/passwd; cat /etc/passwd; echo x > bashrc; ln -s /etc/passwd x"
+    ),
     "log-deleted": sh("touch log history; rm log; rm history"),
     "port-scan": py("import socket\nfor n in range(40):\n    socket.socket().connect_ex(('127.0.0.1', 9))"),
     "dns-tunnel": py(
@@ -189,6 +195,7 @@ NEIGHBOURS: dict[str, Sequence[str]] = {
     "downloader": sh("cp /bin/echo curls; ./curls curl"),
     "package-install": sh("pip --version || true"),
     "dropped-file-executed": sh("/bin/true"),
+    "environment-read": sh("echo x > environ; cat environ /proc/self/status; env"),
     "bulk-delete": sh("touch $(seq 50); rm $(seq 50)"),
     "memory-made-executable": py("import mmap; mmap.mmap(-1, 4096, prot=3)"),
     "writable-and-executable": py("import mmap; mmap.mmap(-1, 4096, prot=5)"),
