@@ -162,8 +162,12 @@ static __always_inline void on_call(struct run_entry *run, struct run_counts *co
 	if (!run->rules)
 		return;
 	if (abi == ABI_X86_64) {
-		if (file_calls[nr & (SYSCALL_SLOTS - 1)])
-			on_file_call(run, counts, cgroup, nr, result);
+		if (file_calls[nr & (SYSCALL_SLOTS - 1)]) {
+			marks = marks_of_file_call(run, counts, nr, result);
+			if (marks || run->level == LEVEL_FULL)
+				on_file_call(run, counts, cgroup, marks, result);
+			marks = 0;
+		}
 		if (noticed_calls[nr & (SYSCALL_SLOTS - 1)])
 			marks = marks_of_call(nr, result);
 		if (run->wake & MARK_CALL && is_wanted(run, nr))

@@ -161,19 +161,23 @@ static __always_inline __u32 resolve(struct file *file, char path[PATH_SIZE])
 
 /* What a path's names mean to the run's rules, from its last name up to its first below the root.
  */
-struct look {
-	struct dentry *dentry;
-	struct mount *mount;
+struct meaning {
 	struct name_key key;
 	__u32 found; /* enum name_use of all of them, and the class of the first below the root */
 };
 
-static __always_inline void look_at(struct look *look)
-{
-	__u32 *value = bpf_map_lookup_elem(&names, &look->key);
-	__u32 use = look->found & ((1 << NAME_CLASS_SHIFT) - 1);
+struct look {
+	struct dentry *dentry;
+	struct mount *mount;
+	struct meaning meaning;
+};
 
-	look->found = use | (value ? *value : 0);
+static __always_inline void look_at(struct meaning *meaning)
+{
+	__u32 *value = bpf_map_lookup_elem(&names, &meaning->key);
+	__u32 use = meaning->found & ((1 << NAME_CLASS_SHIFT) - 1);
+
+	meaning->found = use | (value ? *value : 0);
 }
 
 static long look_step(__u32 index, void *context)
@@ -193,18 +197,18 @@ static long look_step(__u32 index, void *context)
 	parent = BPF_CORE_READ(dentry, d_parent);
 	if (parent == dentry)
 		return 1;
-	__builtin_memset(look->key.name, 0, NAME_KEY_SIZE);
-	if (bpf_probe_read_kernel_str(look->key.name, NAME_KEY_SIZE,
+	__builtin_memset(look->meaning.key.name, 0, NAME_KEY_SIZE);
+	if (bpf_probe_read_kernel_str(look->meaning.key.name, NAME_KEY_SIZE,
 				      BPF_CORE_READ(dentry, d_name.name)) <= 0)
 		return 1;
-	look_at(look);
+	look_at(&look->meaning);
 	look->dentry = parent;
 	return 0;
 }
 
 /* The same of a path in the caller's memory, name by name. */
 struct scan {
-	struct look look;
+	struct meaning meaning;
 	__u32 start; /* of the name that is being read */
 	char path[PATH_SIZE];
 };
@@ -223,10 +227,10 @@ static long scan_step(__u32 index, void *context)
 	asm volatile("" : "+r"(length));
 	if (length > NAME_KEY_SIZE - 1)
 		length = NAME_KEY_SIZE - 1;
-	__builtin_memset(scan->look.key.name, 0, NAME_KEY_SIZE);
-	if (length && !bpf_probe_read_kernel(scan->look.key.name, length,
+	__builtin_memset(scan->meaning.key.name, 0, NAME_KEY_SIZE);
+	if (length && !bpf_probe_read_kernel(scan->meaning.key.name, length,
 					     scan->path + (scan->start & (PATH_SIZE - 1))))
-		look_at(&scan->look);
+		look_at(&scan->meaning);
 	scan->start = index + 1;
 	return !c;
 }
@@ -237,12 +241,12 @@ static long scan_step(__u32 index, void *context)
  */
 __noinline __u32 names_of_words(unsigned long pointer, __u32 rules)
 {
-	struct scan scan = {.look.key.rules = rules};
+	struct scan scan = {.meaning.key.rules = rules};
 	long length = bpf_probe_read_user_str(scan.path, PATH_SIZE, (void *)pointer);
 
 	if (length > 0)
 		bpf_loop((__u32)length, scan_step, &scan, 0);
-	return scan.look.found & ((1 << NAME_CLASS_SHIFT) - 1);
+	return scan.meaning.found & ((1 << NAME_CLASS_SHIFT) - 1);
 }
 
 __noinline __u32 names_of_path(unsigned long mount, unsigned long dentry, __u32 rules)
@@ -250,11 +254,11 @@ __noinline __u32 names_of_path(unsigned long mount, unsigned long dentry, __u32 
 	struct look look = {
 		.dentry = (struct dentry *)dentry,
 		.mount = (struct mount *)(mount - bpf_core_field_offset(struct mount, mnt)),
-		.key.rules = rules,
+		.meaning.key.rules = rules,
 	};
 
 	bpf_loop(MAX_DEPTH, look_step, &look, 0);
-	return look.found;
+	return look.meaning.found;
 }
 
 /* Where relative names of a call begin. */
@@ -473,23 +477,22 @@ __noinline __u32 marks_of_file_call(struct run_entry *run, struct run_counts *co
 	return marks & run->wake;
 }
 
-__noinline int on_file_call(struct run_entry *run, struct run_counts *counts, __u64 cgroup, long nr,
-			    long result)
+/* `marks` is what marks_of_file_call() said. Called beside it, not around it: frames add up. */
+__noinline int on_file_call(struct run_entry *run, struct run_counts *counts, __u64 cgroup,
+			    __u32 marks, long result)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
+	long nr = (long)regs->orig_ax;
 	__u8 kind = file_calls[nr & (SYSCALL_SLOTS - 1)];
-	__u32 marks;
 
 	if (!run || !counts)
 		return 0;
-	marks = marks_of_file_call(run, counts, nr, result);
 	if (marks) {
 		note_file(run, counts, task, regs, cgroup, nr, kind, result, marks);
 		if (marks & run->kill)
 			doom(run);
-	} else if (run->level == LEVEL_FULL &&
-		   ((nr != NR_EXECVE && nr != NR_EXECVEAT) || result < 0)) {
+	} else if ((nr != NR_EXECVE && nr != NR_EXECVEAT) || result < 0) {
 		record_file(counts, task, regs, cgroup, nr, kind, result);
 	}
 	return 0;
