@@ -19,7 +19,7 @@ SOURCE_DIR = Path(__file__).resolve().parent
 DEFAULT_OUT = SOURCE_DIR.parent / "supervisor" / "probes" / "bin"
 COMPILERS = ("clang", *(f"clang-{version}" for version in range(21, 10, -1)))
 ARCHITECTURES = {"x86_64": "x86", "aarch64": "arm64"}
-FLAGS = ("-target", "bpf", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter")
+FLAGS = ("-target", "bpf", "-mcpu=v3", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter")
 
 
 def objects() -> dict[str, Path]:

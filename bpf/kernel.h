@@ -74,6 +74,22 @@ struct inode {
 	unsigned int i_nlink;
 	unsigned long i_ino;
 	struct super_block *i_sb;
+	__s64 i_size;
+	__s64 i_ctime_sec; /* since 6.11 */
+	__u32 i_ctime_nsec;
+} KERNEL_TYPE;
+
+struct timespec64 {
+	__s64 tv_sec;
+	long tv_nsec;
+} KERNEL_TYPE;
+
+struct inode___before_6_11 {
+	struct timespec64 __i_ctime;
+} KERNEL_TYPE;
+
+struct inode___before_6_6 {
+	struct timespec64 i_ctime;
 } KERNEL_TYPE;
 
 struct file {

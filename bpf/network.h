@@ -70,6 +70,25 @@ static __always_inline __u32 verdict(const struct run_entry *run, const __u8 add
 	return search.verdict;
 }
 
+/* The unspecified address is this host's own (connect(2)), by whichever of its three names. */
+static __always_inline void name_loopback(__u8 address[16])
+{
+	__u8 any = 0;
+
+	for (int i = 0; i < 16; i++) {
+		if (i != 10 && i != 11)
+			any |= address[i];
+	}
+	if (any)
+		return;
+	if (address[10] == 0xff && address[11] == 0xff) {
+		address[12] = 127;
+		address[15] = 1;
+	} else if (!address[10] && !address[11]) {
+		address[15] = 1;
+	}
+}
+
 static __always_inline int on_address(struct bpf_sock_addr *ctx, __u32 operation, int is_v6)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
@@ -95,6 +114,8 @@ static __always_inline int on_address(struct bpf_sock_addr *ctx, __u32 operation
 		address[10] = address[11] = 0xff;
 		__builtin_memcpy(address + 12, &word, sizeof(word));
 	}
+	if (operation != NETWORK_BIND)
+		name_loopback(address);
 	/* Who may not be reached must not come by himself: a held run takes no port of its choice.
 	 */
 	if (operation == NETWORK_BIND)
@@ -143,6 +164,89 @@ int on_sock_create(struct bpf_sock *ctx)
 		return ALLOWED;
 	return (ctx->type == SOCK_STREAM && (!ctx->protocol || ctx->protocol == IPPROTO_TCP)) ||
 	       (ctx->type == SOCK_DGRAM && (!ctx->protocol || ctx->protocol == IPPROTO_UDP));
+}
+
+#define ETH_P_IP    0x0800
+#define ETH_P_IPV6  0x86dd
+#define IPV4_SIZE   20
+#define IPV6_SIZE   40
+#define UDP_LITE    136
+#define HOP_BY_HOP  0
+#define ROUTING	    43
+#define DESTINATION 60
+
+static __always_inline int has_ports(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == UDP_LITE;
+}
+
+/*
+ * The packet itself, once more: the hooks above see whom a call names, which a routing header or a
+ * socket of a kind without hooks need not mean. In the sender's context or not, so that only the
+ * socket tells whose it is.
+ */
+SEC("cgroup_skb/egress")
+int on_egress(struct __sk_buff *skb)
+{
+	__u64 cgroup = bpf_skb_ancestor_cgroup_id(skb, (int)group_level);
+	struct run_entry *run = bpf_map_lookup_elem(&runs, &cgroup);
+	struct network_record *record;
+	struct run_counts *counts;
+	__u8 head[IPV6_SIZE] = {};
+	__u8 address[16] = {};
+	__u32 ports_at;
+	__u8 protocol;
+	__u16 port = 0;
+
+	if (!run || !run->held)
+		return ALLOWED;
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		if (bpf_skb_load_bytes(skb, 0, head, IPV4_SIZE))
+			return DENIED;
+		protocol = head[9];
+		ports_at = (head[0] & 0xf) * 4;
+		address[10] = address[11] = 0xff;
+		__builtin_memcpy(address + 12, head + 16, 4);
+	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		if (bpf_skb_load_bytes(skb, 0, head, IPV6_SIZE))
+			return DENIED;
+		protocol = head[6];
+		ports_at = IPV6_SIZE;
+		__builtin_memcpy(address, head + 24, 16);
+		if (protocol == HOP_BY_HOP || protocol == ROUTING || protocol == DESTINATION)
+			goto denied;
+	} else {
+		return DENIED;
+	}
+	if (has_ports(protocol)) {
+		if (bpf_skb_load_bytes(skb, ports_at + 2, &port, sizeof(port)))
+			return DENIED;
+		port = bpf_ntohs(port);
+	}
+	if (verdict(run, address, port) == ADDRESS_ALLOW)
+		return ALLOWED;
+denied:
+	counts = counts_of(run);
+	if (!counts)
+		return DENIED;
+	record = bpf_ringbuf_reserve(&details, sizeof(*record), 0);
+	if (!record) {
+		count(&counts->dropped);
+		return DENIED;
+	}
+	__builtin_memset(record, 0, sizeof(*record));
+	record->head.time_ns = bpf_ktime_get_ns();
+	record->head.cgroup = cgroup;
+	record->head.type = RECORD_NETWORK;
+	record->head.size = sizeof(*record);
+	record->operation = NETWORK_PACKET;
+	record->denied = 1;
+	record->protocol = protocol;
+	record->port = port;
+	__builtin_memcpy(record->address, address, sizeof(address));
+	count(&counts->seen);
+	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	return DENIED;
 }
 
 SEC("cgroup/connect4")

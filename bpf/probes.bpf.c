@@ -29,5 +29,6 @@ const struct exit_record *exit_record_type __attribute__((unused));
 const struct event_record *event_record_type __attribute__((unused));
 const struct placed_file_record *placed_file_record_type __attribute__((unused));
 const struct two_file_record *two_file_record_type __attribute__((unused));
+const struct flight_call *flight_call_type __attribute__((unused));
 const struct network_record *network_record_type __attribute__((unused));
 const struct syscall_record *syscall_record_type __attribute__((unused));

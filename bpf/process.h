@@ -5,6 +5,25 @@
 
 #include "syscalls.h"
 
+#define NS_PER_SECOND 1000000000ull
+#define CTIME_QUERIED 0x80000000u /* I_CTIME_QUERIED of fs.h, since 6.13 */
+
+static __always_inline __u64 changed_ns(struct file *file)
+{
+	struct inode *inode = BPF_CORE_READ(file, f_inode);
+	struct inode___before_6_11 *newer = (void *)inode;
+	struct inode___before_6_6 *old = (void *)inode;
+
+	if (bpf_core_field_exists(inode->i_ctime_sec))
+		return (__u64)BPF_CORE_READ(inode, i_ctime_sec) * NS_PER_SECOND +
+		       (BPF_CORE_READ(inode, i_ctime_nsec) & ~CTIME_QUERIED);
+	if (bpf_core_field_exists(newer->__i_ctime))
+		return (__u64)BPF_CORE_READ(newer, __i_ctime.tv_sec) * NS_PER_SECOND +
+		       (__u64)BPF_CORE_READ(newer, __i_ctime.tv_nsec);
+	return (__u64)BPF_CORE_READ(old, i_ctime.tv_sec) * NS_PER_SECOND +
+	       (__u64)BPF_CORE_READ(old, i_ctime.tv_nsec);
+}
+
 static __always_inline __u32 marks_of_exec(struct task_struct *task, struct run_entry *run,
 					   struct linux_binprm *bprm)
 {
@@ -68,6 +87,8 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	record->marks = marks;
 	record->device = BPF_CORE_READ(file, f_inode, i_sb, s_dev);
 	record->inode = BPF_CORE_READ(file, f_inode, i_ino);
+	record->size = (__u64)BPF_CORE_READ(file, f_inode, i_size);
+	record->changed_ns = changed_ns(file);
 	record->file_size = resolve(file, record->file);
 	record->cwd_size =
 		record->path[0] == '/'

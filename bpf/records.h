@@ -31,6 +31,8 @@ struct run_entry {
 	__u32 uid;	    /* the host's number of its user; 0: not looked at */
 	__u32 doomed;	    /* whatever of it makes a call dies */
 	__u32 noted;	    /* what was told at once so far */
+	__u32 held;	    /* to addresses: what it sends is looked at once more on its way out */
+	__u32 pad;
 };
 
 /* What the probes notice of an event, for rules to ask for. supervisor/rules/needs.py names them.
@@ -95,8 +97,27 @@ struct run_counts {
 	struct syscall_count syscalls[SYSCALL_SLOTS];
 	__u64 seen;    /* records put into a ring */
 	__u64 dropped; /* records that found it full */
-	__u64 pad[6];
+	__u64 flown;   /* calls written to the flight recorder */
+	__u64 pad[5];
 	struct file_count files[FILE_CLASSES]; /* opened, by class */
+};
+
+#define FLIGHT_CALLS 512 /* a power of two */
+
+/* One of a run's last calls, kept in case that something comes to light. */
+struct flight_call {
+	__u64 time_ns;
+	__s64 result;
+	__u64 args[6];
+	__u32 pid;
+	__u32 tid;
+	__u32 nr;
+	__u32 abi;
+	__u64 place; /* its number among the run's calls, from 1; written last */
+};
+
+struct flight {
+	struct flight_call calls[FLIGHT_CALLS];
 };
 
 enum record_type {
@@ -138,6 +159,8 @@ struct exec_record {
 	__u32 cwd_size;
 	__u32 device;
 	__u64 inode;
+	__u64 size;
+	__u64 changed_ns;     /* its i_ctime */
 	char file[PATH_SIZE]; /* what is executed, an interpreter for a script: names, last first */
 	char cwd[PATH_SIZE];  /* likewise, where `path` is relative */
 };
@@ -208,6 +231,7 @@ enum network_operation {
 	NETWORK_CONNECT = 1,
 	NETWORK_SEND = 2, /* a datagram from a socket that is not connected */
 	NETWORK_BIND = 3,
+	NETWORK_PACKET = 4, /* on its way out; whose thread's it is nobody knows */
 };
 
 /* What the kernel itself is about to use, not what lies in the caller's memory. */

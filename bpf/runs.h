@@ -27,6 +27,15 @@ struct {
 	__type(value, struct run_counts);
 } counts SEC(".maps");
 
+/* The last calls of each run that is not traced in full. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, MAX_RUNS);
+	__type(key, __u32);
+	__type(value, struct flight);
+} flights SEC(".maps");
+
 /* What names mean to a set of rules, and which calls one asks for. Sets are the daemon's to number.
  */
 struct {

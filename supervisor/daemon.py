@@ -168,6 +168,7 @@ class Service:
             allow_unisolated=config.allow_unisolated,
             inline_policies=config.inline_policies,
             remote_mounts=config.remote_mounts,
+            followers=parts.backend.recorder.followers if parts.backend.recorder is not None else None,
         )
         info = HostInfo(
             version=metadata.version("host-supervisor"),

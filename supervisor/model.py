@@ -235,12 +235,24 @@ class FileCount:
 
 
 @dataclass(frozen=True, slots=True)
+class TracedProgram:
+    """A file that was executed, `count` times, by the path where it lies; an interpreter for a script.
+
+    `sha256` is hexadecimal, of its content at that time; empty where it could not be had, or had changed before it was read.
+    """
+
+    path: str
+    sha256: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class TraceSummary:
     """`complete` is true only when everything that happened was seen: no event dropped, nothing unobservable.
 
     `processes` are the first 200 of `process_count`, `addresses` the first 200. `files` counts what was opened by class:
     system, config, proc, sys, device, temporary, work, home, state, other. `rules`: how often each of the policy's rules has
-    matched, those that only log included.
+    matched, those that only log included. `programs` are the first 200 files executed.
     """
 
     level: str = "off"
@@ -253,6 +265,7 @@ class TraceSummary:
     addresses: tuple[TracedAddress, ...] = ()
     files: Mapping[str, FileCount] = field(default_factory=dict)
     rules: Mapping[str, int] = field(default_factory=dict)
+    programs: tuple[TracedProgram, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

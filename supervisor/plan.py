@@ -176,7 +176,7 @@ def _check_network(effective: EffectivePolicy, host: HostFeatures) -> None:
             "may not reach",
             field="network",
         )
-    deny = effective.policy.network.deny
+    deny = (*effective.policy.network.deny, *_addresses_of(effective.policy, "deny"))
     held = effective.network is NetworkMode.FILTERED or (effective.network is NetworkMode.FULL and deny)
     if held and not host.has("cgroup_bpf"):
         found = host.features.get("cgroup_bpf")
@@ -271,13 +271,13 @@ def _check_without_root(spec: RunSpec, policy: Policy, limits: Limits) -> None:
 
 
 def _syscalls(policy: Policy, memfd_noexec: bool, held: bool) -> Syscalls | None:
-    """The policy's; without memfd_create(2) where what it makes could be executed, and without listen(2) where the run is
-    held to addresses: whom it may not reach could come by himself.
+    """The policy's; without memfd_create(2) where what it makes could be executed, and without listen(2) and multicast where
+    the run is held to addresses: whom it may not reach could come by himself, and would hear of it.
     """
     syscalls = policy.syscalls
     if not syscalls.filters:
         return None
-    for name, refused in (("memfd_create", not memfd_noexec), ("listen", held)):
+    for name, refused in (("memfd_create", not memfd_noexec), ("listen", held), ("%multicast", held)):
         if refused and name not in syscalls.kill and name not in dict(syscalls.errno):
             syscalls = replace(
                 syscalls,

@@ -31,6 +31,7 @@ from supervisor.model import (
 )
 from supervisor.outcome import Verdict, judge, signal_name
 from supervisor.policy import EffectivePolicy
+from supervisor.probes.followers import Followers
 from supervisor.watch import Watchers
 
 log = structlog.get_logger(__name__)
@@ -47,6 +48,7 @@ class House:
     pending: PendingRecords
     watchers: Watchers
     cpus: int
+    followers: Followers | None = None
 
 
 class Run:
@@ -187,6 +189,8 @@ class Run:
         if self.on_violation is not None:
             self.on_violation(violation)
         self._house.watchers.tell(self.run_id, self.spec.agent, ViolationSeen(violation))
+        if self._house.followers is not None:
+            self._house.followers.tell(self.run_id, violation)
 
     def _on_program_started(self, started: asyncio.Future[Any]) -> None:
         if not started.cancelled():

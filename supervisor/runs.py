@@ -7,6 +7,7 @@ import builtins
 import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing
 from typing import TypeVar
 
 import structlog
@@ -22,6 +23,7 @@ from supervisor.live import LiveRun
 from supervisor.model import Event, Outcome, Peer, RunRecord, RunResult, RunSpec, TraceEvent, TraceLevel
 from supervisor.policy import EffectivePolicy, Policy, narrow
 from supervisor.policy_file import PolicySet
+from supervisor.probes.followers import Followed, Followers
 from supervisor.run import House, Run
 from supervisor.watch import Watchers
 
@@ -51,9 +53,11 @@ class Runs:
         allow_unisolated: bool,
         inline_policies: str,
         remote_mounts: bool,
+        followers: Followers | None = None,
     ) -> None:
         admission = Admission(max_concurrent, max_queued)
-        self._house = House(admission, records, PendingRecords(records), Watchers(), os.cpu_count() or 1)
+        pending, cpus = PendingRecords(records), os.cpu_count() or 1
+        self._house = House(admission, records, pending, Watchers(), cpus, followers)
         self._traces = traces
         self._searching = asyncio.Semaphore(_SEARCHES)
         self._backends = backends
@@ -205,6 +209,36 @@ class Runs:
         while (batch := await asyncio.to_thread(next, batches, None)) is not None:
             yield batch
 
+    async def follow(self, run_id: str, *, calls: bool = True) -> AsyncIterator[Followed]:
+        """What a run does from now on, until it has ended and is on record. Raises NotFound, HostLacks, Exhausted."""
+        run = self._alive.get(run_id)
+        if run is None or run.task is None:
+            self.get(run_id)
+            raise HostLacks(
+                f"run {run_id} has ended: there is nothing more to follow",
+                reason="RUN_ENDED",
+                metadata={"feature": "trace", "run_id": run_id, "remedy": f"supervisor trace show {run_id}"},
+            )
+        followers = self._house.followers
+        if followers is None or run.effective.trace is TraceLevel.OFF:
+            why = "is not traced" if followers is not None else "cannot be traced: this host has no probes"
+            remedy = "run it with --trace summary or full" if followers is not None else "`supervisor doctor` says why"
+            raise HostLacks(
+                f"run {run_id} {why}",
+                reason="TRACE_NOT_AVAILABLE",
+                metadata={"feature": "trace", "run_id": run_id, "remedy": remedy},
+            )
+        follower = followers.join(run_id, calls=calls)
+        run.task.add_done_callback(follower.end)
+        try:
+            yield Followed([], level=run.effective.trace.value)
+            async with aclosing(follower.batches()) as batches:
+                async for batch in batches:
+                    yield batch
+        finally:
+            run.task.remove_done_callback(follower.end)
+            follower.leave()
+
     async def search(self, query: TraceQuery) -> AsyncIterator[Found | SearchEnd]:
         """What is in the traces of runs that have ended. Raises NotFound, InvalidRequest for a query's own run."""
         if query.run_id:
@@ -226,12 +260,16 @@ class Runs:
     def _check_traced(self, run_id: str) -> None:
         if run_id in self._alive:
             raise InvalidRequest(
-                f"run {run_id} is still going: its trace can be read once it has ended", field="run_id"
+                f"run {run_id} is still going: its trace can be read once it has ended",
+                field="run_id",
+                metadata={"remedy": f"supervisor trace follow {run_id}"},
             )
         record = self.get(run_id)
-        if record.trace.level != TraceLevel.FULL.value:
+        # What led to a violation is kept at every level.
+        if record.trace.level != TraceLevel.FULL.value and not record.violations:
             raise NotFound(
-                f"run {run_id} was traced at level {record.trace.level}: only the level full keeps every event",
+                f"run {run_id} was traced at level {record.trace.level}: only the level full keeps every event, "
+                "and this run has violated nothing",
                 field="run_id",
                 metadata={"run_id": record.run_id, "remedy": "run it with --trace full"},
             )

@@ -168,6 +168,7 @@ GUARDS: Mapping[str, str] = {
     "%netlink": "netlink sockets",
     "%raw-sockets": "packet sockets and raw IP sockets",
     "%socket-filters": "setsockopt that attaches a BPF program to a socket",
+    "%multicast": "setsockopt that joins a multicast group or sets IPv6 extension headers; always where a run is held to addresses",
     "%personality": "an execution domain that weakens the address space (READ_IMPLIES_EXEC, no randomisation)",
     "%realtime": "a realtime or deadline scheduling class",
 }

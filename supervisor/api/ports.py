@@ -10,6 +10,7 @@ from supervisor.evidence.trace_query import TraceQuery
 from supervisor.evidence.traces import Found, SearchEnd
 from supervisor.model import Event, Peer, RunRecord, RunResult, RunSpec, TraceEvent
 from supervisor.policy import Policy, PolicyProblem
+from supervisor.probes.followers import Followed
 
 
 class LiveRun(Protocol):
@@ -56,6 +57,10 @@ class Runs(Protocol):
 
     def trace(self, run_id: str) -> AsyncIterator[list[TraceEvent]]:
         """Raises NotFound, InvalidRequest for a run that has no full trace or none yet."""
+        ...
+
+    def follow(self, run_id: str, *, calls: bool) -> AsyncIterator[Followed]:
+        """First the level alone, then what the run does until it has ended. Raises NotFound, HostLacks, Exhausted."""
         ...
 
     def search(self, query: TraceQuery) -> AsyncIterator[Found | SearchEnd]:

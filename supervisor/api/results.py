@@ -91,6 +91,8 @@ def set_summary(message: pb.TraceSummary, trace: TraceSummary) -> None:
         entry.calls = count.calls
         entry.errors = count.errors
     message.rules.update(trace.rules)
+    for program in trace.programs:
+        message.programs.add(path=text(program.path), sha256=program.sha256, count=program.count)
     for name, files in trace.files.items():
         message.files[name].read = files.read
         message.files[name].written = files.written

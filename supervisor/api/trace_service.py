@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 
 from supervisor.api import results
@@ -21,7 +22,11 @@ from supervisor.evidence.trace_query import (
 )
 from supervisor.evidence.traces import Found
 from supervisor.model import Peer, TraceEvent
+from supervisor.probes.followers import Followed
 from supervisor.v1 import trace_pb2 as pb
+
+_FEW_EVENTS = 50
+"""So many are put into a message on the event loop itself."""
 
 
 class TraceService:
@@ -35,6 +40,7 @@ class TraceService:
             "GetTrace": self.get_trace,
             "GetTraceSummary": self.get_trace_summary,
             "SearchTraces": self.search_traces,
+            "FollowTrace": self.follow_trace,
         }
 
     async def get_trace(self, request: pb.GetTraceRequest, peer: Peer) -> AsyncGenerator[pb.GetTraceResponse, None]:
@@ -70,6 +76,21 @@ class TraceService:
                     )
                 elif step.events:
                     yield pb.SearchTracesResponse(run_id=step.run_id, events=map(_event, step.events))
+
+    async def follow_trace(
+        self, request: pb.FollowTraceRequest, peer: Peer
+    ) -> AsyncGenerator[pb.FollowTraceResponse, None]:
+        run_id = name(request.run_id, "run_id")
+        async with closed_after(self._runs.follow(run_id, calls=not request.without_calls)) as batches:
+            async for batch in batches:
+                if len(batch.events) > _FEW_EVENTS:
+                    yield await asyncio.to_thread(_followed, batch)
+                else:
+                    yield _followed(batch)
+
+
+def _followed(batch: Followed) -> pb.FollowTraceResponse:
+    return pb.FollowTraceResponse(events=map(_event, batch.events), dropped=batch.dropped, level=batch.level)
 
 
 def _query(request: pb.SearchTracesRequest) -> TraceQuery:

@@ -19,6 +19,7 @@ import structlog
 from supervisor.backends.base import SandboxRequest
 from supervisor.backends.native_sandbox import NativeSandbox, NativeSettings, SentDescriptors, remove_group
 from supervisor.errors import HostLacks, InvalidRequest, LaunchFailed
+from supervisor.evidence.programs import Below
 from supervisor.launcher.process import Launcher
 from supervisor.launcher.protocol import Descriptors, encode_plan
 from supervisor.linux import files, rootfs, sources
@@ -39,6 +40,7 @@ log = structlog.get_logger(__name__)
 
 _MAX_FILTERS = 64
 _MAX_RULE_SETS = 64
+_PROGRAM_TOPS = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/opt")
 _OPEN_SECONDS = 5.0
 _LOOK_UP_SECONDS = 10.0
 _MAX_MOUNT_OPS = 64  # MAX_MOUNTS of launcher/protocol.h
@@ -65,6 +67,7 @@ class NativeBackend:
     _etc: rootfs.Etc = field(default_factory=rootfs.read_etc)
     _filters: dict[tuple[str, bool], bytes] = field(default_factory=dict)
     _rule_sets: dict[str, RuleSet] = field(default_factory=dict)
+    _tops: dict[str, int] = field(default_factory=dict)
     _uids: UidPool = field(init=False)
     _openers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "mount-source"))
     _collectors: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "collect"))
@@ -72,6 +75,9 @@ class NativeBackend:
 
     def __post_init__(self) -> None:
         self._uids = UidPool(self.settings.uid_base, self.settings.uid_count)
+        for top in _PROGRAM_TOPS:
+            if os.path.isdir(top) and not os.path.islink(top):
+                self._tops[top] = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     async def open(self) -> None:
         """Gives every launcher its templates. Raises LaunchFailed."""
@@ -116,6 +122,8 @@ class NativeBackend:
             launcher.close()
         if self.recorder is not None:
             await self.recorder.close()
+        while self._tops:
+            os.close(self._tops.popitem()[1])
 
     def check(self, spec: RunSpec, effective: EffectivePolicy) -> NativePlan:
         policy = effective.policy
@@ -162,16 +170,19 @@ class NativeBackend:
         group = RunGroup.create(self.hierarchies, request.run_id, plan.limits)
         stack.push_async_callback(remove_group, group)
         tracing = None
+        places = self._host_programs(native.view)
         rules = self._rules(native.policy)
         watched = plan.trace is not TraceLevel.OFF or plan.addresses is not None or not rules.is_empty
         if self.recorder is not None and watched:
             addresses = await self._address_rules(plan.addresses)
             owner = 0 if plan.as_root else uid
-            tracing = self.recorder.watch(request.run_id, group.identity, plan.trace, rules, addresses, owner)
+            tracing = self.recorder.watch(request.run_id, group.identity, plan.trace, rules, addresses, owner, places)
             stack.callback(tracing.close)
         sent = SentDescriptors()
         stack.callback(sent.close)
         root = await self._make_root(request, native, uid, sent, stack)
+        places += root.programs
+        stack.callback(places.clear)  # before their descriptors are closed
         sandbox = NativeSandbox(
             loop, group, plan, request, self.settings, root.places, plan.enforcement, self._collectors, tracing
         )
@@ -215,6 +226,10 @@ class NativeBackend:
             found = self._filters[key] = compile_filter(plan.syscalls, notify=plan.notify).program
         return found
 
+    def _host_programs(self, view: RootView) -> list[Below]:
+        """Where programs of the host are; none for a run with a root of its own."""
+        return [] if view.source else [Below(path, fd) for path, fd in self._tops.items()]
+
     def _rules(self, policy: Policy) -> RuleSet:
         """The policy's rules made ready, once for all its runs."""
         found = self._rule_sets.get(policy.digest)
@@ -233,6 +248,11 @@ class NativeBackend:
         tmpfs = rootfs.run_tmpfs(plan.limits)
         sent.add("tmpfs", tmpfs)
         root = _Root(plan)
+        root.keep_programs(b"/", tmpfs, stack)
+        if native.view.source:
+            own = sources.open_directory(native.view.source)
+            stack.callback(os.close, own)
+            root.programs.append(Below("/", own, slow=True))
         if spec.files or spec.collect:
             files.make_places(tmpfs, uid)
         inline = spec.policy_toml is not None
@@ -245,6 +265,8 @@ class NativeBackend:
             root.mounts[index] = sent.take(source.tree)
             stack.callback(os.close, source.directory)
             root.owners[index] = source.owner
+            if not source.is_file:
+                root.keep_programs(mount.target, source.directory, stack, slow=True)
             if source.is_file:
                 root.file_mounts |= {index}
             elif mount.writable and spec.collect:
@@ -324,7 +346,9 @@ class NativeBackend:
         inputs = request.spec.files
         await _in_thread_if_large(files.cost(inputs), lambda: files.put_files(fd, inputs, owner))
         cwd = request.spec.cwd or os.fsencode(path) + WORK
-        return _Root(replace(plan, cwd=cwd), places={WORK: Place(work, frozenset({owner}))})
+        made = _Root(replace(plan, cwd=cwd), places={WORK: Place(work, frozenset({owner}))})
+        made.keep_programs(os.fsencode(path) + WORK, work, stack)
+        return made
 
 
 @dataclass(slots=True)
@@ -336,6 +360,13 @@ class _Root:
     owners: dict[int, tuple[int, int]] = field(default_factory=dict)
     file_mounts: frozenset[int] = frozenset()
     places: dict[bytes, Place] = field(default_factory=dict)
+    programs: list[Below] = field(default_factory=list)
+
+    def keep_programs(self, path: bytes, fd: int, stack: AsyncExitStack, *, slow: bool = False) -> None:
+        """What is executed below `path` is to be found below a copy of `fd`, for as long as the run lasts."""
+        kept = os.dup(fd)
+        stack.callback(os.close, kept)
+        self.programs.append(Below(os.fsdecode(path), kept, slow))
 
 
 async def _in_thread_if_large(size: int, work: Callable[[], None]) -> None:

@@ -15,6 +15,7 @@ import typer
 from supervisor import errors
 from supervisor.cli.find import RunArgument, find_run
 from supervisor.cli.render import command_line, moment, print_table, printable, say
+from supervisor.cli.trace_follow import follow
 from supervisor.cli.trace_search import FailedOption, SyscallOption, search
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ app = typer.Typer(
 
 \b
   supervisor trace show RUN --failed             the tree of processes, and every call that failed
+  supervisor trace follow RUN                    what a run does, while it does it
   supervisor trace summary RUN                   its system calls, counted
   supervisor trace search --path '/etc/*'        in the traces of all runs
   supervisor trace export RUN --format perfetto --output run.json
@@ -82,7 +84,8 @@ def show(
       supervisor trace show 01J9ZQ --syscall openat --syscall unlink --limit 20
 
     Times are seconds since the first event. A call is shown with its path or address, errors by name, and pointers in
-    hexadecimal. Of a run that was not traced with --trace full only the processes are kept.
+    hexadecimal. Of a run that was not traced with --trace full only the processes are kept, and where it has violated its
+    policy, the last 512 calls before.
     """
     from supervisor.cli.connect import daemon
     from supervisor.client.exports import event_to_json
@@ -98,8 +101,12 @@ def show(
         summary = client.trace_summary(record.run_id)
         if summary.level == "full":
             _show_full(client, record, summary, wanted, tree, events)
-        else:
-            _show_summary(record, summary)
+            return
+        _show_summary(record, summary)
+        if record.violations and events:
+            typer.echo()
+            say("what led to its violations, the last calls before each:")
+            _show_full(client, record, summary, wanted, False, True)
 
 
 def _show_full(
@@ -139,7 +146,8 @@ def _show_summary(record: RunRecord, summary: TraceSummary) -> None:
     print_tree(ProcessTree.of_summary(summary.processes), counted=False)
     if summary.process_count > len(summary.processes):
         say(f"the first {len(summary.processes)} of {summary.process_count} processes")
-    say(f"traced at level {summary.level}: only a run with --trace full keeps every event")
+    if not record.violations:
+        say(f"traced at level {summary.level}: only a run with --trace full keeps every event")
 
 
 def _heading(record: RunRecord, summary: TraceSummary) -> str:
@@ -185,6 +193,10 @@ def summary(
     typer.echo(f"level {found.level}, {_complete(found)}")
     typer.echo(f"{found.events} events, {found.dropped} dropped, {found.process_count} processes")
     print_table(("SYSCALL", "CALLS", "SHARE", "ERRORS", "OF ITS CALLS"), _summary_rows(found))
+    if found.programs:
+        typer.echo()
+        executed = [(printable(one.path), str(one.count), one.sha256 or "-") for one in found.programs]
+        print_table(("EXECUTED", "TIMES", "SHA-256"), executed)
     if found.rules:
         typer.echo()
         print_table(("RULE", "MATCHED"), [(name, str(count)) for name, count in sorted(found.rules.items())])
@@ -218,6 +230,7 @@ def _share(part: int, whole: int) -> str:
 
 
 app.command()(search)
+app.command()(follow)
 
 
 def _format(value: str) -> str:

@@ -102,7 +102,7 @@ def found_line(run_id: str, entry: Entry) -> str:
 
 def print_event(line: str, entry: Entry) -> None:
     """On a terminal with colour, red for what failed."""
-    bad = coloured(sys.stdout) and (entry.error or _died(entry))
+    bad = coloured(sys.stdout) and (entry.error or _died(entry) or entry.event.kind == "violation")
     typer.echo(typer.style(line, fg="red") if bad else line)
 
 
@@ -121,6 +121,10 @@ def describe(entry: Entry) -> str:
         return f"fork: {event.detail or 'process'} {event.result}"
     if event.kind == "exit":
         return f"exit: {event.detail or event.result}"
+    if event.kind == "violation":
+        target = event.path or (endpoint_text(event.address, event.port) if event.address else "")
+        what = " ".join(filter(None, (event.syscall, target)))
+        return f"violation: {event.detail}" + (f": {what}" if what else "")
     if not (event.syscall or event.path or event.address):
         return f"{event.kind}: {event.detail or event.result}"
     told = ", ".join(one.detail for one in (event, *entry.details) if one.address and one.detail)

@@ -15,6 +15,7 @@ from supervisor.client.build import LocalFile, RunOptions
 from supervisor.client.channel import DEFAULT_ADDRESS
 from supervisor.client.errors_wire import Cancelled, DeadlineExceeded
 from supervisor.client.exports import ExportInfo, export
+from supervisor.client.follow import AsyncTraceFollow, TraceFollow
 from supervisor.client.process_tree import Process, ProcessTree
 from supervisor.client.result import Host, Policy, PolicyCheck, PolicyProblem, TraceEvent, result_to_json
 from supervisor.client.search import AsyncTraceSearch, FoundEvent, SearchEnd, SearchOptions, TraceSearch
@@ -37,6 +38,7 @@ __all__ = [
     "AlreadyExists",
     "AsyncRunStream",
     "AsyncSupervisor",
+    "AsyncTraceFollow",
     "AsyncTraceSearch",
     "Cancelled",
     "DeadlineExceeded",
@@ -63,6 +65,7 @@ __all__ = [
     "Supervisor",
     "SupervisorError",
     "TraceEvent",
+    "TraceFollow",
     "TraceSearch",
     "Unreachable",
     "export",

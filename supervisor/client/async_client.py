@@ -17,6 +17,7 @@ from supervisor.client import result as wire
 from supervisor.client.build import Request, RunOptions, Text, build_request, stdin_chunks, to_bytes
 from supervisor.client.channel import MAX_MESSAGE_BYTES, Stubs, Target, TlsFiles, resolve_target
 from supervisor.client.errors_wire import Cancelled, from_rpc_error
+from supervisor.client.follow import AsyncTraceFollow, follow_request
 from supervisor.client.search import AsyncTraceSearch, SearchOptions, search_request
 from supervisor.client.sync_client import runs_request
 from supervisor.model import Event, Exited, RunRecord, RunResult, Started, TraceSummary
@@ -130,6 +131,10 @@ class AsyncSupervisor:
                     yield event
         except grpc.RpcError as error:
             raise from_rpc_error(error, self._target) from None
+
+    def follow_trace(self, run_id: str, *, calls: bool = True) -> AsyncTraceFollow:
+        """What a run that is still going does from now on; see `Supervisor.follow_trace`. Not awaited itself."""
+        return AsyncTraceFollow(self._stubs.traces.FollowTrace, follow_request(run_id, calls), self._target)
 
     async def trace_summary(self, run_id: str) -> TraceSummary:
         """A run's system calls, counted. Raises NotFound."""

@@ -21,6 +21,7 @@ _MOST_BEFORE = 8
 _ADDRESS_CALLS = {"sendmsg", "sendmmsg"}
 _EXECUTES = {"execve", "execveat"}
 _LIVES = {"exec", "fork", "exit"}
+_VIOLATION = "violation"
 _ENDS = {"exit", "exit_group"}
 _ADDRESSES = {"brk", "mmap", "mremap", "shmat"}
 _AT_FDCWD = -100
@@ -77,10 +78,23 @@ def paired(events: Iterable[TraceEvent]) -> Iterator[Entry]:
 
     What comes before its call (the program of an execve, the address of a connect) is held until the call comes.
     """
-    waiting: deque[Entry] = deque()
-    last: dict[int, Entry] = {}
-    before: dict[int, list[TraceEvent]] = {}
+    pairing = Pairing()
     for event in events:
+        yield from pairing.add(event)
+    yield from pairing.rest()
+
+
+class Pairing:
+    """`paired`, for whoever does not know when the next event comes: `rest` gives out what is still held."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Entry] = deque()
+        self._last: dict[int, Entry] = {}
+        self._before: dict[int, list[TraceEvent]] = {}
+
+    def add(self, event: TraceEvent) -> Iterator[Entry]:
+        """Takes the next event; yields what is now known as a whole, and is to be iterated to its end."""
+        waiting, last, before = self._waiting, self._last, self._before
         entry = last.get(event.tid)
         if event.kind == "syscall" or event.kind in ("fork", "exit"):
             joined, alone = _belonging(before.pop(event.tid, []), event) if event.tid in before else ([], [])
@@ -91,6 +105,8 @@ def paired(events: Iterable[TraceEvent]) -> Iterator[Entry]:
                 last[event.tid] = entry
             else:
                 last.pop(event.tid, None)
+        elif event.kind == _VIOLATION:
+            waiting.append(Entry(event))
         elif entry is not None and _same_call(event, entry.event):
             entry.details.append(event)
         elif event.args:
@@ -100,22 +116,25 @@ def paired(events: Iterable[TraceEvent]) -> Iterator[Entry]:
             held.append(event)
             if len(held) > _MOST_BEFORE:
                 waiting.append(Entry(held.pop(0)))
-        while waiting and (len(waiting) > _MOST_WAITING or not _awaits(waiting[0], last, event.time)):
-            yield _released(waiting, last)
-    for held in before.values():
-        waiting.extend(map(Entry, held))
-    yield from waiting
+        while waiting and (len(waiting) > _MOST_WAITING or not self._awaits(waiting[0], event.time)):
+            yield self._released()
 
+    def rest(self) -> Iterator[Entry]:
+        """What waited for more, as it is; to be iterated to its end."""
+        for held in self._before.values():
+            self._waiting.extend(map(Entry, held))
+        self._before.clear()
+        while self._waiting:
+            yield self._released()
 
-def _released(waiting: deque[Entry], last: dict[int, Entry]) -> Entry:
-    entry = waiting.popleft()
-    if last.get(entry.event.tid) is entry:
-        del last[entry.event.tid]
-    return entry
+    def _released(self) -> Entry:
+        entry = self._waiting.popleft()
+        if self._last.get(entry.event.tid) is entry:
+            del self._last[entry.event.tid]
+        return entry
 
-
-def _awaits(entry: Entry, last: dict[int, Entry], now: float) -> bool:
-    return last.get(entry.event.tid) is entry and now - entry.event.time < WINDOW_SECONDS
+    def _awaits(self, entry: Entry, now: float) -> bool:
+        return self._last.get(entry.event.tid) is entry and now - entry.event.time < WINDOW_SECONDS
 
 
 def _may_follow(entry: Entry) -> bool:

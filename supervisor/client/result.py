@@ -24,6 +24,7 @@ from supervisor.model import (
     SyscallCount,
     TracedAddress,
     TracedProcess,
+    TracedProgram,
     TraceSummary,
     Usage,
     Violation,
@@ -147,6 +148,7 @@ def to_summary(message: run_pb2.TraceSummary) -> TraceSummary:
         addresses=addresses,
         files=files,
         rules=dict(message.rules),
+        programs=tuple(_fields(TracedProgram, one) for one in message.programs),
     )
     return found
 
@@ -227,7 +229,9 @@ def to_check(message: policy_pb2.CheckPolicyResponse) -> PolicyCheck:
     return PolicyCheck(problems, to_policy(message.policy) if message.HasField("policy") else None)
 
 
-def to_trace_events(message: trace_pb2.GetTraceResponse | trace_pb2.SearchTracesResponse) -> Iterable[TraceEvent]:
+def to_trace_events(
+    message: trace_pb2.GetTraceResponse | trace_pb2.SearchTracesResponse | trace_pb2.FollowTraceResponse,
+) -> Iterable[TraceEvent]:
     """The events of one message of a trace."""
     return (_fields(TraceEvent, event, args=tuple(event.args), argv=tuple(event.argv)) for event in message.events)
 

@@ -16,6 +16,7 @@ from supervisor.client import result as wire
 from supervisor.client.build import Request, RunOptions, Text, build_request, stdin_chunks, to_bytes
 from supervisor.client.channel import MAX_MESSAGE_BYTES, Stubs, Target, TlsFiles, resolve_target
 from supervisor.client.errors_wire import from_rpc_error
+from supervisor.client.follow import TraceFollow, follow_request
 from supervisor.client.search import SearchOptions, TraceSearch, search_request
 from supervisor.model import Event, Exited, RunRecord, RunResult, Started, TraceSummary
 from supervisor.v1 import host_pb2, policy_pb2, run_pb2, trace_pb2
@@ -130,6 +131,14 @@ class Supervisor:
                 yield from wire.to_trace_events(message)
         except grpc.RpcError as error:
             raise from_rpc_error(error, self._target) from None
+
+    def follow_trace(self, run_id: str, *, calls: bool = True) -> TraceFollow:
+        """What a run that is still going does from now on: iterate it for its events while they come, until the run has ended.
+
+        What its policy's rules find is told as events of the kind "violation". Without `calls`, the plain system calls of a
+        run that is traced in full are left out. Raises NotFound, HostLacks where there is nothing to follow.
+        """
+        return TraceFollow(self._stubs.traces.FollowTrace, follow_request(run_id, calls), self._target)
 
     def trace_summary(self, run_id: str) -> TraceSummary:
         """A run's system calls, counted. Raises NotFound."""

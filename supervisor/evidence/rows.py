@@ -17,6 +17,7 @@ from supervisor.model import (
     SyscallCount,
     TracedAddress,
     TracedProcess,
+    TracedProgram,
     TraceSummary,
     Usage,
     Violation,
@@ -89,7 +90,8 @@ def _encode_trace(trace: TraceSummary) -> str | None:
     addresses = [[getattr(one, name) for name in _ADDRESS] for one in trace.addresses]
     counts = (trace.events, trace.dropped)
     files = {name: [count.read, count.written] for name, count in trace.files.items()}
-    rest = (trace.process_count, addresses, files, dict(trace.rules))
+    programs = [[one.path, one.sha256, one.count] for one in trace.programs]
+    rest = (trace.process_count, addresses, files, dict(trace.rules), programs)
     return _ENCODE([trace.level, trace.complete, *counts, calls, processes, *rest])
 
 
@@ -98,7 +100,7 @@ def _decode_trace(text: str | None) -> TraceSummary:
         return TraceSummary()
     # Records of earlier versions end before files and rules.
     level, complete, events, dropped, calls, processes, count, addresses, *rest = json.loads(text)
-    files, rules = rest or ({}, {})
+    files, rules, programs = rest or ({}, {}, [])
     return TraceSummary(
         level,
         complete,
@@ -110,6 +112,7 @@ def _decode_trace(text: str | None) -> TraceSummary:
         tuple(TracedAddress(*values) for values in addresses),
         {name: FileCount(*counted) for name, counted in files.items()},
         rules,
+        tuple(TracedProgram(*values) for values in programs),
     )
 
 

@@ -39,6 +39,10 @@ def guard_rules(guard: str) -> Iterator[Rule]:
     elif guard == "%socket-filters":
         # Their code comes out of one budget of the whole host (net.core.bpf_jit_limit), which every run's own filter needs.
         yield "setsockopt", (_among(1, _SOL_SOCKET), _among(2, *_SO_ATTACH))
+    elif guard == "%multicast":
+        # The kernel sends the report of a group itself, past every hook on the socket's own packets.
+        yield "setsockopt", (_among(1, _IPPROTO_IP), _among(2, *_IP_JOINS, *_JOINS))
+        yield "setsockopt", (_among(1, _IPPROTO_IPV6), _among(2, *_IPV6_JOINS, *_JOINS, *_IPV6_HEADERS))
     elif guard == "%personality":
         yield "personality", (_no_bit(0, _QUERY_BIT), _any_bit(0, _WEAK_PERSONA))
         # 0xffffffff only asks; any other value with its highest bit sets what the rest says.
@@ -53,6 +57,10 @@ _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK, _AF_PACKET = 1, 2, 10, 16, 17
 _SOCK_TYPE_MASK, _SOCK_RAW, _SOCK_RDM, _SOCK_SEQPACKET, _SOCK_DCCP, _SOCK_PACKET = 0xF, 3, 4, 5, 6, 10
 _IPPROTO_ICMPV6 = 58
+# linux/in.h and linux/in6.h: groups joined, of a socket or a source; headers that say by which way a packet goes.
+_IPPROTO_IP, _IPPROTO_IPV6 = 0, 41
+_IP_JOINS, _IPV6_JOINS, _JOINS = (35, 39, 41), (20, 27), (42, 46, 48)
+_IPV6_HEADERS = (54, 55, 57, 59)
 _SOL_SOCKET = 1
 _SO_ATTACH = (26, 50, 51, 52)  # FILTER, BPF, REUSEPORT_CBPF, REUSEPORT_EBPF
 _S_ISUID, _S_ISGID, _S_IFMT, _S_IFCHR, _S_IFBLK = 0o4000, 0o2000, 0o170000, 0o020000, 0o060000

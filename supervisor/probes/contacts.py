@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from supervisor.model import TracedAddress
 from supervisor.probes.layout import HEAD, NETWORK, RecordType
 
-OPERATIONS = ("", "connect", "send", "bind")
+OPERATIONS = ("", "connect", "send", "bind", "packet")
 SHOWN_MAX = 200
 
 
@@ -42,7 +42,12 @@ def address_text(packed: bytes) -> str:
 
 
 def _protocol(kind: int, protocol: int) -> str:
-    names: dict[int, str] = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp", socket.IPPROTO_ICMP: "icmp"}
+    names: dict[int, str] = {
+        socket.IPPROTO_TCP: "tcp",
+        socket.IPPROTO_UDP: "udp",
+        socket.IPPROTO_ICMP: "icmp",
+        58: "icmp",
+    }
     kinds: dict[int, str] = {socket.SOCK_STREAM: "tcp", socket.SOCK_DGRAM: "udp"}
     return names.get(protocol) or kinds.get(kind, str(protocol))
 

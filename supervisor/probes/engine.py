@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING
 
 from supervisor.errors import Exhausted
 from supervisor.probes.addresses import AddressRules
-from supervisor.probes.layout import CGROUP_AT, COUNT_WORDS, DROPPED_WORD, RUN_ENTRY, SYSCALL, Level
+from supervisor.probes.layout import (
+    CGROUP_AT,
+    COUNT_WORDS,
+    DROPPED_WORD,
+    FLIGHT_CALL,
+    FLIGHT_CALLS,
+    RUN_ENTRY,
+    SYSCALL,
+    Level,
+)
 from supervisor.probes.libbpf import BpfError, BpfObject
 from supervisor.probes.names import Names
 from supervisor.probes.ring import Ring
@@ -31,10 +40,12 @@ CALLS_KEPT = 2_000_000
 """The same of the bulk ring: 192 MB."""
 
 _ZERO = bytes(COUNT_WORDS * 8)
+_FLIGHT_BYTES = FLIGHT_CALLS * FLIGHT_CALL.size
+_NO_FLIGHT = bytes(_FLIGHT_BYTES)
 _OWN_LEVEL = "own_level"
 _WAIT_SECONDS = 0.05
 _PAUSE_SECONDS = 0.0001
-_ON_ADDRESS = ("on_connect", "on_sendmsg", "on_bind", "on_sock_create")
+_ON_ADDRESS = ("on_connect", "on_sendmsg", "on_bind", "on_sock_create", "on_egress")
 
 
 @dataclass(slots=True)
@@ -59,6 +70,7 @@ class Seen:
     records: list[bytes]
     calls: list[NDArray[np.uint8]]
     dropped: int
+    flight: bytes
 
 
 class Probes:
@@ -72,6 +84,7 @@ class Probes:
         self._runs = program.map("runs")
         self._memory = program.map("counts").memory()
         self._counts = memoryview(self._memory).cast("Q")
+        self._flight_memory = program.map("flights").memory()
         self._addresses = program.map("addresses")
         self._names = Names(program.map("names"), program.map("calls"))
         priority, details, bulk = (program.map(name) for name in ("priority", "details", "bulk"))
@@ -90,6 +103,7 @@ class Probes:
         try:
             program.set_max_entries("runs", slots)
             program.set_max_entries("counts", slots)
+            program.set_max_entries("flights", slots)
             program.load()
             program.set_word(".data", "group_level", program.run(_OWN_LEVEL) + levels_below)
             for name in program.programs():
@@ -122,13 +136,14 @@ class Probes:
             # The one that has been free for longest.
             slot = self._free.popleft()
             self._counts[slot * COUNT_WORDS : (slot + 1) * COUNT_WORDS] = memoryview(_ZERO).cast("Q")
+            self._flight_memory[slot * _FLIGHT_BYTES : (slot + 1) * _FLIGHT_BYTES] = _NO_FLIGHT
             watch = self._watched[cgroup] = Watch(cgroup, slot, level)
             try:
                 for key, value in rules.entries(slot) if rules is not None else ():
                     self._addresses.update(key, value)
                     watch.addresses.append(key)
                 deny = rules is not None and rules.deny_rest
-                entry = [slot, level, 0, deny, 0, 0, 0, 0, 0, 0]
+                entry = [slot, level, 0, deny, 0, 0, 0, 0, 0, 0, rules is not None, 0]
                 if needs is not None:
                     watch.names = self._names.take(needs)
                     checked = uid if (needs.wake | needs.kill) & Mark.CREDENTIALS else 0
@@ -145,8 +160,9 @@ class Probes:
             self._drain_whole()
             self._runs.delete(watch.cgroup.to_bytes(8, "little"))
             counts = self._counts[watch.slot * COUNT_WORDS : (watch.slot + 1) * COUNT_WORDS].tolist()
+            flight = self.flight(watch)
             self._forget(watch)
-        return Seen(counts, watch.records, watch.calls, counts[DROPPED_WORD] + watch.overflow)
+        return Seen(counts, watch.records, watch.calls, counts[DROPPED_WORD] + watch.overflow, flight)
 
     def take_calls(self, watch: Watch) -> list[NDArray[np.uint8]]:
         """What has come of a run that goes on, for whoever stores it."""
@@ -159,6 +175,10 @@ class Probes:
         with self._lock:
             records, watch.records = watch.records, []
         return records
+
+    def flight(self, watch: Watch) -> bytes:
+        """The run's struct flight as it stands: its last calls, where it is not traced in full."""
+        return self._flight_memory[watch.slot * _FLIGHT_BYTES : (watch.slot + 1) * _FLIGHT_BYTES]
 
     def drain(self) -> None:
         """Hands what the rings hold to the runs that it is of; for runs that live long or are traced in full."""
@@ -229,6 +249,7 @@ class Probes:
             self._priority.close()
             self._details.close()
             self._bulk.close()
+            self._flight_memory.close()
             self._counts.release()
             self._memory.close()
             self._program.close()

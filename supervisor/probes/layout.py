@@ -14,13 +14,14 @@ SYSCALL_OTHER: Final = 511
 FILE_CLASSES: Final = 16
 SEEN_WORD: Final = SYSCALL_SLOTS * 2
 DROPPED_WORD: Final = SYSCALL_SLOTS * 2 + 1
+FLOWN_WORD: Final = SYSCALL_SLOTS * 2 + 2
 FILES_WORD: Final = SYSCALL_SLOTS * 2 + 8
 COUNT_WORDS: Final = FILES_WORD + 2 * FILE_CLASSES
-"""struct run_counts as 64-bit words: succeeded and failed of each call, then `seen`, `dropped`, and from FILES_WORD on
-what was opened for reading and for writing of each class."""
+"""struct run_counts as 64-bit words: succeeded and failed of each call, then `seen`, `dropped`, `flown`, and from FILES_WORD
+on what was opened for reading and for writing of each class."""
 
-RUN_ENTRY: Final = struct.Struct("=IIIIIIIIII")
-"""struct run_entry: slot, level, init_tgid, deny_network, rules, wake, kill, uid, doomed, noted."""
+RUN_ENTRY: Final = struct.Struct("=IIIIIIIIIIII")
+"""struct run_entry: slot, level, init_tgid, deny_network, rules, wake, kill, uid, doomed, noted, held, pad."""
 NAME_KEY: Final = struct.Struct("=I20s")
 CALL_KEY: Final = struct.Struct("=II")
 
@@ -32,11 +33,16 @@ TYPE_AT: Final = 24
 
 PATH_SIZE: Final = 256
 
-EXEC: Final = struct.Struct("=32xII16s256s256sIIIIQ256s256s")
-"""struct exec_record after its head: parent, argv_size, comm, path, argv, marks, file_size, cwd_size, device, inode, file, cwd."""
+EXEC: Final = struct.Struct("=32xII16s256s256sIIIIQQQ256s256s")
+"""struct exec_record after its head: parent, argv_size, comm, path, argv, marks, file_size, cwd_size, device, inode,
+size, changed_ns, file, cwd."""
 FORK: Final = struct.Struct("=32xII16s")
 EXIT: Final = struct.Struct("=32xIIiI16s")
 SYSCALL: Final = struct.Struct("=32xq6QII")
+
+FLIGHT_CALLS: Final = 512
+FLIGHT_CALL: Final = struct.Struct("=Qq6QIIIIQ")
+"""struct flight_call: time_ns, result, args, pid, tid, nr, abi, place."""
 
 FILE: Final = struct.Struct("=32xqIIIIII256s")
 """struct file_record after its head: result, nr, flags, resolved, path_size, marks, cwd_size, path."""

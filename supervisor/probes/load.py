@@ -29,7 +29,7 @@ def open_probes(group: str, slots: int, directory: int = -1) -> tuple[Probes | N
         return None, _missing(f"{error.strerror}{': ' if last[0] else ''}{last[0]}"[:300])
     return probes, [
         describe("trace", True, "tracepoints with type information (tp_btf), libbpf"),
-        describe("cgroup_bpf", True, "connect, sendmsg, bind"),
+        describe("cgroup_bpf", True, "connect, sendmsg, bind, sock_create, egress"),
     ]
 
 

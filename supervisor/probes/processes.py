@@ -33,7 +33,7 @@ class Processes:
             time_ns, _, pid, tid, kind, _, _ = HEAD.unpack_from(record)
             time = (time_ns + self._offset) / 1e9
             if kind == RecordType.EXEC:
-                parent, _, comm, path, _, marks, size, _, _, _, file, _ = EXEC.unpack_from(record)
+                parent, _, comm, path, _, marks, size, _, _, _, _, _, file, _ = EXEC.unpack_from(record)
                 # Where it lies; of a script, whose interpreter that would be, what it was called.
                 real = text(path) if marks & _SCRIPT or not size else upward(file[:size])
                 self._on_exec(time, pid, parent, real, text(comm))

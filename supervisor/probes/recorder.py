@@ -11,16 +11,20 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 
+from supervisor.evidence.programs import Below, Hasher, Programs, Version
 from supervisor.evidence.traces import TraceStore, TraceWriter
 from supervisor.model import TraceLevel, TraceSummary, Violation
 from supervisor.probes.addresses import AddressRules
 from supervisor.probes.contacts import Contacts
 from supervisor.probes.engine import RECORDS_KEPT, Probes, Watch
-from supervisor.probes.layout import Level
+from supervisor.probes.flight import FlightRecorder
+from supervisor.probes.followers import Followers
+from supervisor.probes.layout import EXEC, TYPE_AT, Level, RecordType, upward
 from supervisor.probes.processes import Processes
 from supervisor.probes.summary import summarise
 from supervisor.rules.detector import Detector, RuleSet
@@ -35,6 +39,8 @@ _LEVELS = {TraceLevel.OFF: Level.OFF, TraceLevel.SUMMARY: Level.SUMMARY, TraceLe
 _SUMMARY_PERIOD_SECONDS = 0.05
 _FULL_PERIOD_SECONDS = 0.005
 _FLUSH_ROWS = 100_000
+_HASH_SECONDS = 5.0
+"""How long the end of a run waits for the digests of programs that no run has executed before."""
 
 
 class Recorder:
@@ -44,19 +50,31 @@ class Recorder:
         self.probes = probes
         self.store = store
         self.max_trace_bytes = max_trace_bytes
+        self.followers = Followers()
         self._tracings: set[Tracing] = set()
+        self.hasher = Hasher()
         self._read_thread = ThreadPoolExecutor(1, "trace-read")
         self.write_thread = ThreadPoolExecutor(1, "trace-write")
         self._reader: asyncio.Task[None] | None = None
 
     def watch(
-        self, run_id: str, cgroup: int, level: TraceLevel, rules: RuleSet, addresses: AddressRules | None, uid: int
+        self,
+        run_id: str,
+        cgroup: int,
+        level: TraceLevel,
+        rules: RuleSet,
+        addresses: AddressRules | None,
+        uid: int,
+        places: Sequence[Below],
     ) -> Tracing:
-        """Enters a run before its first process exists. Raises Exhausted, BpfError."""
+        """Enters a run before its first process exists. Raises Exhausted, BpfError.
+
+        `places` is where its programs are, to be hashed; it may be filled later, and is read when the first is executed.
+        """
         kernels = Level.SUMMARY if level is TraceLevel.OFF and not rules.is_empty else _LEVELS[level]
         needs = rules.needs if kernels is not Level.OFF else None
         watch = self.probes.watch(cgroup, kernels, addresses, needs, uid)
-        tracing = Tracing(self, watch, run_id, level, rules)
+        tracing = Tracing(self, watch, run_id, level, rules, places)
         self._tracings.add(tracing)
         if self._reader is None or self._reader.done():
             self._reader = asyncio.get_running_loop().create_task(self._read(), name="trace-reader")
@@ -106,13 +124,23 @@ class Recorder:
             await asyncio.wait([self._reader])
         await asyncio.to_thread(self._read_thread.shutdown)
         await asyncio.to_thread(self.write_thread.shutdown)
+        self.hasher.close()
+        self.followers.close()
         self.probes.close()
 
 
 class Tracing:
     """One run's trace: made before the run is launched; `finish` when none of its processes is left; `close` in any case."""
 
-    def __init__(self, recorder: Recorder, watch: Watch, run_id: str, level: TraceLevel, rules: RuleSet) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        watch: Watch,
+        run_id: str,
+        level: TraceLevel,
+        rules: RuleSet,
+        places: Sequence[Below],
+    ) -> None:
         self._recorder = recorder
         self._watch: Watch | None = watch
         self._run_id = run_id
@@ -121,10 +149,13 @@ class Tracing:
         self._looking = threading.Lock()
         self._unwritten: list[bytes] = []
         self._lost = 0
+        self._flight = FlightRecorder()
         self._offset = time.time_ns() - time.monotonic_ns()
         self.processes = Processes(self._offset)
         self.contacts = Contacts()
+        self.programs = Programs(recorder.hasher, places)
         self.detector = Detector(rules, self.processes, self._offset)
+        self._feed = recorder.followers.feed(run_id, self._offset)
         self.on_violations: Callable[..., None] | None = None
         """Called on the loop with what is new, and `kills`: whether the run is to end for it."""
         self.writing: Future[None] | None = None
@@ -142,10 +173,18 @@ class Tracing:
         return self._level is TraceLevel.FULL
 
     async def finish(self) -> TraceSummary:
-        if not self.is_full:
-            return self._conclude()
         loop = asyncio.get_running_loop()
-        return await asyncio.shield(loop.run_in_executor(self._recorder.write_thread, self._conclude))
+        if self.is_full:
+            summary = await asyncio.shield(loop.run_in_executor(self._recorder.write_thread, self._conclude))
+        else:
+            summary = self._conclude()
+            if self._flight.is_frozen:
+                await asyncio.shield(loop.run_in_executor(self._recorder.write_thread, self._store_flight))
+        hashing = [asyncio.wrap_future(one) for one in self.programs.pending()]
+        if hashing:
+            await asyncio.wait(hashing, timeout=_HASH_SECONDS)
+            summary = replace(summary, programs=self.programs.shown())
+        return summary
 
     def close(self) -> None:
         """Lets go of a run that never came to its end."""
@@ -161,7 +200,11 @@ class Tracing:
         with self._looking:
             if self._watch is None:
                 return
-            new = self._look(self._recorder.probes.take_records(self._watch))
+            records = self._recorder.probes.take_records(self._watch)
+            new = self._look(records)
+            if new and not self.is_full:
+                self._flight.freeze(self._recorder.probes.flight(self._watch))
+            self._feed.tell(records, self._watch.calls)
         if new:
             loop.call_soon_threadsafe(self._report, new, self.detector.kills)
 
@@ -176,6 +219,12 @@ class Tracing:
             room = RECORDS_KEPT - len(self._unwritten)
             self._unwritten += records[:room]
             self._lost += max(0, len(records) - room)
+        else:
+            self._flight.keep(records)
+        for record in records:
+            if record[TYPE_AT] == RecordType.EXEC:
+                *_, length, _, device, inode, size, changed_ns, file, _ = EXEC.unpack_from(record)
+                self.programs.add(upward(file[:length]), Version(device, inode, size, changed_ns))
         return self.detector.feed(records)
 
     def write(self) -> None:
@@ -184,6 +233,7 @@ class Tracing:
             if self._watch is None:
                 return
             calls = self._recorder.probes.take_calls(self._watch)
+            self._feed.tell((), calls, taken=True)
             records, self._unwritten = self._unwritten, []
         self._store(calls, records)
 
@@ -194,7 +244,9 @@ class Tracing:
             if watch is None:
                 return TraceSummary(self._level.value)
             seen = self._recorder.probes.finish(watch)
-            self._look(seen.records)
+            if (self._look(seen.records) or self._flight.is_frozen) and not self.is_full:
+                self._flight.freeze(seen.flight)
+            self._feed.tell(seen.records, seen.calls, taken=True)
             records, self._unwritten = self._unwritten, []
         if self.is_full:
             self._store(seen.calls, records)
@@ -202,7 +254,14 @@ class Tracing:
         if self._level is TraceLevel.OFF:
             return TraceSummary(self._level.value)
         lost = self._lost + self.detector.beyond
-        return summarise(seen, self.processes, self.contacts, self._level.value, self.detector.matched, lost)
+        return summarise(
+            seen, self.processes, self.contacts, self._level.value, self.detector.matched, self.programs.shown(), lost
+        )
+
+    def _store_flight(self) -> None:
+        """What led to a violation of a run that is not traced in full; on the writer's thread."""
+        self._store(self._flight.calls(), self._flight.records())
+        self._close_file()
 
     def _store(self, calls: Sequence[NDArray[np.uint8]], records: Sequence[bytes]) -> None:
         from pyarrow import ArrowException

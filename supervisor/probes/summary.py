@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import compress
 
 from supervisor.linux.seccomp import AUDIT_ARCH_X86_64, decode_syscall
-from supervisor.model import FileCount, SyscallCount, TraceSummary
+from supervisor.model import FileCount, SyscallCount, TracedProgram, TraceSummary
 from supervisor.probes.contacts import Contacts
 from supervisor.probes.engine import Seen
 from supervisor.probes.layout import FILES_WORD, SEEN_WORD, SYSCALL_OTHER, SYSCALL_SLOTS
@@ -22,7 +22,13 @@ def syscall_name(number: int) -> str:
 
 
 def summarise(
-    seen: Seen, processes: Processes, contacts: Contacts, level: str, rules: Mapping[str, int], lost: int = 0
+    seen: Seen,
+    processes: Processes,
+    contacts: Contacts,
+    level: str,
+    rules: Mapping[str, int],
+    programs: tuple[TracedProgram, ...] = (),
+    lost: int = 0,
 ) -> TraceSummary:
     """`rules`: how often each has matched; `lost`: events that were seen but could not be stored."""
     counts = seen.counts
@@ -32,9 +38,11 @@ def summarise(
         succeeded, failed = counts[2 * number], counts[2 * number + 1]
         calls[syscall_name(number)] = SyscallCount(succeeded + failed, failed)
     dropped = seen.dropped + lost
+    # What is done through io_uring passes no system call.
+    ring = calls.get("io_uring_setup", SyscallCount(0, 0))
     return TraceSummary(
         level,
-        dropped == 0,
+        dropped == 0 and ring.calls == ring.errors,
         counts[SEEN_WORD],
         dropped,
         calls,
@@ -43,6 +51,7 @@ def summarise(
         contacts.shown(),
         _files(counts),
         dict(rules),
+        programs,
     )
 
 

@@ -89,7 +89,7 @@ def _row(record: bytes, offset: int) -> dict[str, Any]:
     head = head_of(record)
     row: dict[str, Any] = {"time": head.time_ns + offset, "pid": head.pid, "tid": head.tid}
     if head.type == RecordType.EXEC:
-        parent, size, comm, path, argv, _, file_size, _, _, _, file, _ = EXEC.unpack_from(record)
+        parent, size, comm, path, argv, _, file_size, _, _, _, _, _, file, _ = EXEC.unpack_from(record)
         words = [word.decode("utf-8", "replace") for word in argv[:size].rstrip(b"\0").split(b"\0")]
         real = upward(file[:file_size])
         return row | {

@@ -102,7 +102,7 @@ def _process(processes: Processes, tid: int) -> dict[str, str]:
 
 def _exec(record: bytes, processes: Processes) -> Event:
     time_ns, _, pid, tid, *_ = HEAD.unpack_from(record)
-    _, size, comm, named, argv, marks, file_size, cwd_size, _, _, file, cwd = EXEC.unpack_from(record)
+    _, size, comm, named, argv, marks, file_size, cwd_size, _, _, _, _, file, cwd = EXEC.unpack_from(record)
     given = text(named)
     if cwd_size:
         given = posixpath.join(upward(cwd[:cwd_size]), given)

@@ -346,7 +346,7 @@ class SyscallCount(_message.Message):
     def __init__(self, calls: _Optional[int] = ..., errors: _Optional[int] = ...) -> None: ...
 
 class TraceSummary(_message.Message):
-    __slots__ = ("level", "complete", "events", "dropped", "syscalls", "processes", "process_count", "addresses", "files", "rules")
+    __slots__ = ("level", "complete", "events", "dropped", "syscalls", "processes", "process_count", "addresses", "files", "rules", "programs")
     class SyscallsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -378,6 +378,7 @@ class TraceSummary(_message.Message):
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
+    PROGRAMS_FIELD_NUMBER: _ClassVar[int]
     level: str
     complete: bool
     events: int
@@ -388,7 +389,18 @@ class TraceSummary(_message.Message):
     addresses: _containers.RepeatedCompositeFieldContainer[TracedAddress]
     files: _containers.MessageMap[str, FileCount]
     rules: _containers.ScalarMap[str, int]
-    def __init__(self, level: _Optional[str] = ..., complete: bool = ..., events: _Optional[int] = ..., dropped: _Optional[int] = ..., syscalls: _Optional[_Mapping[str, SyscallCount]] = ..., processes: _Optional[_Iterable[_Union[TracedProcess, _Mapping]]] = ..., process_count: _Optional[int] = ..., addresses: _Optional[_Iterable[_Union[TracedAddress, _Mapping]]] = ..., files: _Optional[_Mapping[str, FileCount]] = ..., rules: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    programs: _containers.RepeatedCompositeFieldContainer[TracedProgram]
+    def __init__(self, level: _Optional[str] = ..., complete: bool = ..., events: _Optional[int] = ..., dropped: _Optional[int] = ..., syscalls: _Optional[_Mapping[str, SyscallCount]] = ..., processes: _Optional[_Iterable[_Union[TracedProcess, _Mapping]]] = ..., process_count: _Optional[int] = ..., addresses: _Optional[_Iterable[_Union[TracedAddress, _Mapping]]] = ..., files: _Optional[_Mapping[str, FileCount]] = ..., rules: _Optional[_Mapping[str, int]] = ..., programs: _Optional[_Iterable[_Union[TracedProgram, _Mapping]]] = ...) -> None: ...
+
+class TracedProgram(_message.Message):
+    __slots__ = ("path", "sha256", "count")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    sha256: str
+    count: int
+    def __init__(self, path: _Optional[str] = ..., sha256: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
 
 class FileCount(_message.Message):
     __slots__ = ("read", "written")

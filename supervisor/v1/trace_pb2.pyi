@@ -110,3 +110,21 @@ class SearchTracesEnd(_message.Message):
     skipped_run_ids: _containers.RepeatedScalarFieldContainer[str]
     limit_reached: bool
     def __init__(self, searched: _Optional[int] = ..., skipped: _Optional[int] = ..., skipped_run_ids: _Optional[_Iterable[str]] = ..., limit_reached: bool = ...) -> None: ...
+
+class FollowTraceRequest(_message.Message):
+    __slots__ = ("run_id", "without_calls")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_CALLS_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    without_calls: bool
+    def __init__(self, run_id: _Optional[str] = ..., without_calls: bool = ...) -> None: ...
+
+class FollowTraceResponse(_message.Message):
+    __slots__ = ("events", "dropped", "level")
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[TraceEvent]
+    dropped: int
+    level: str
+    def __init__(self, events: _Optional[_Iterable[_Union[TraceEvent, _Mapping]]] = ..., dropped: _Optional[int] = ..., level: _Optional[str] = ...) -> None: ...

@@ -50,6 +50,11 @@ class TraceServiceStub(object):
                 request_serializer=supervisor_dot_v1_dot_trace__pb2.SearchTracesRequest.SerializeToString,
                 response_deserializer=supervisor_dot_v1_dot_trace__pb2.SearchTracesResponse.FromString,
                 _registered_method=True)
+        self.FollowTrace = channel.unary_stream(
+                '/supervisor.v1.TraceService/FollowTrace',
+                request_serializer=supervisor_dot_v1_dot_trace__pb2.FollowTraceRequest.SerializeToString,
+                response_deserializer=supervisor_dot_v1_dot_trace__pb2.FollowTraceResponse.FromString,
+                _registered_method=True)
 
 
 class TraceServiceServicer(object):
@@ -75,6 +80,13 @@ class TraceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FollowTrace(self, request, context):
+        """What a run that is still going does from now on, while it does it, until it has ended and all has been told.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TraceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +104,11 @@ def add_TraceServiceServicer_to_server(servicer, server):
                     servicer.SearchTraces,
                     request_deserializer=supervisor_dot_v1_dot_trace__pb2.SearchTracesRequest.FromString,
                     response_serializer=supervisor_dot_v1_dot_trace__pb2.SearchTracesResponse.SerializeToString,
+            ),
+            'FollowTrace': grpc.unary_stream_rpc_method_handler(
+                    servicer.FollowTrace,
+                    request_deserializer=supervisor_dot_v1_dot_trace__pb2.FollowTraceRequest.FromString,
+                    response_serializer=supervisor_dot_v1_dot_trace__pb2.FollowTraceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -176,6 +193,33 @@ class TraceService(object):
             '/supervisor.v1.TraceService/SearchTraces',
             supervisor_dot_v1_dot_trace__pb2.SearchTracesRequest.SerializeToString,
             supervisor_dot_v1_dot_trace__pb2.SearchTracesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FollowTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/supervisor.v1.TraceService/FollowTrace',
+            supervisor_dot_v1_dot_trace__pb2.FollowTraceRequest.SerializeToString,
+            supervisor_dot_v1_dot_trace__pb2.FollowTraceResponse.FromString,
             options,
             channel_credentials,
             insecure,

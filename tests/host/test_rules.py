@@ -306,3 +306,29 @@ def test_rule_sets_are_files(tmp_path: Path) -> None:
     (tmp_path / "rules/own.toml").write_text("[limits]\npids = 1\n")
     with pytest.raises(errors.InvalidRequest, match="and nothing else"):
         PolicySet(tmp_path)
+
+
+def test_what_led_to_a_violation_is_kept(supervisor: Supervisor) -> None:
+    """At the level summary: the last calls as they stood when it came to light, and those at the end of the run."""
+    text = (
+        "import os, time\nfor n in range(3000): os.getppid()\ntry: open('/etc/shadow')\nexcept OSError: pass\n"
+        "time.sleep(0.5)\nfor n in range(3000): os.getuid()\nos.chmod('.', 0o4755)"
+    )
+    result = supervisor.execute(py(text), policy="strict", timeout=scaled(60))
+    assert result.trace.level == "summary" and result.outcome == "violation"
+    events = list(supervisor.trace(result.run_id))
+    calls = [(event.syscall, event.result) for event in events if event.kind == "syscall"]
+    assert ("openat", -2) in calls and calls[-1][0] in ("chmod", "fchmodat")
+    # Of each moment what was just before it.
+    assert 100 < sum(name == "getppid" for name, _ in calls) < 512
+    assert 400 < sum(name == "getuid" for name, _ in calls) < 512
+    assert [event.time for event in events] == sorted(event.time for event in events)
+    assert {"exec", "open"} <= {event.kind for event in events}
+    found = list(supervisor.search_traces(run_id=result.run_id, path="/etc/shadow"))
+    assert found, "a search finds it too"
+
+
+def test_nothing_is_kept_of_a_run_without_a_violation(supervisor: Supervisor) -> None:
+    result = supervisor.execute(["true"], policy="strict", timeout=scaled(30))
+    with pytest.raises(errors.NotFound, match="violated nothing"):
+        list(supervisor.trace(result.run_id))

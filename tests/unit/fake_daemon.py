@@ -15,7 +15,7 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
-from trace_samples import sample
+from trace_samples import event, sample
 
 from supervisor.client.result import TraceEvent
 from supervisor.v1 import (
@@ -86,6 +86,9 @@ SUMMARY = run_pb2.TraceSummary(
         run_pb2.TracedAddress(operation="connect", protocol="tcp", address="::1", port=80, count=2, denied=True)
     ],
 )
+
+
+VIOLATION = event(1.0, "violation", 3, comm="ls", path=f"/etc/shadow{ANSI}", detail="no-shadow: alert, high, open")
 
 
 class Runs(run_pb2_grpc.RunServiceServicer):
@@ -295,6 +298,8 @@ class Traces(trace_pb2_grpc.TraceServiceServicer):
     def __init__(self) -> None:
         self.searches: list[trace_pb2.SearchTracesRequest] = []
         self.end = trace_pb2.SearchTracesEnd(searched=2)
+        self.follows: list[trace_pb2.FollowTraceRequest] = []
+        self.left = threading.Event()
 
     def SearchTraces(self, request, context):
         self.searches.append(request)
@@ -306,6 +311,25 @@ class Traces(trace_pb2_grpc.TraceServiceServicer):
         yield trace_pb2.SearchTracesResponse(run_id="run-3", events=map(wire_event, sample()[7:9]))
         yield trace_pb2.SearchTracesResponse(run_id=RUN_ID, events=map(wire_event, sample()[16:17]))
         yield trace_pb2.SearchTracesResponse(end=self.end)
+
+    def FollowTrace(self, request, context):
+        """run-1 does this and that, but never ends where its calls are asked for; run-2 is of the level summary."""
+        self.follows.append(request)
+        if request.run_id == "run-3":
+            metadata = {"remedy": "supervisor trace show run-3"}
+            refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "run run-3 has ended", "RUN_ENDED", "", metadata)
+        context.add_callback(self.left.set)
+        level = "full" if request.run_id == RUN_ID else "summary"
+        yield trace_pb2.FollowTraceResponse(level=level)
+        found = [one for one in sample() if one.kind != "syscall" or not request.without_calls]
+        yield trace_pb2.FollowTraceResponse(events=map(wire_event, found[:4]))
+        yield trace_pb2.FollowTraceResponse(events=map(wire_event, found[4:7]), dropped=5)
+        if level == "full" and not request.without_calls:
+            while context.is_active():
+                time.sleep(0.02)
+            return
+        yield trace_pb2.FollowTraceResponse(events=[wire_event(VIOLATION)])
+        yield trace_pb2.FollowTraceResponse(dropped=2)
 
     def GetTrace(self, request, context):
         if request.run_id == "run-3":

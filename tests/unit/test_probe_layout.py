@@ -96,6 +96,8 @@ def sizes(format: struct.Struct) -> list[tuple[int, int]]:
         ("exit_record", layout.EXIT),
         ("file_record", layout.FILE),
         ("network_record", layout.NETWORK),
+        ("name_key", layout.NAME_KEY),
+        ("call_key", layout.CALL_KEY),
         ("address_key", layout.ADDRESS_KEY),
         ("port_rule", layout.PORT_RULE),
     ],
@@ -114,8 +116,26 @@ def test_syscall_record(types: Types) -> None:
     assert types.size_of("record_header") == 32
 
 
+def test_calls_that_rules_ask_for_and_the_last_calls(types: Types) -> None:
+    assert types.size_of("event_record") == layout.EVENT.size
+    assert {name: at for name, at, _ in types.members("event_record")} == {
+        "head": 0, "result": 32, "args": 40, "nr": 88, "abi": 92, "marks": 96, "pad": 100, "comm": 104,
+    }  # fmt: skip
+    assert types.size_of("flight_call") == layout.FLIGHT_CALL.size
+    assert {name: at for name, at, _ in types.members("flight_call")} == {
+        "time_ns": 0, "result": 8, "args": 16, "pid": 64, "tid": 68, "nr": 72, "abi": 76, "place": 80,
+    }  # fmt: skip
+
+
 def test_records_in_two_parts(types: Types) -> None:
     assert types.size_of("two_file_record") == layout.TWO_FILE.size
+    assert types.size_of("placed_file_record") == layout.PLACED_FILE.size
+    assert {name: at for name, at, _ in types.members("placed_file_record")} == {
+        "first": 0, "second": layout.FILE_SECOND.start, "cwd": layout.FILE_CWD.start,
+    }  # fmt: skip
+    marks = {name: at for name, at, _ in types.members("file_record")}["marks"]
+    assert marks == layout.FILE_MARKS.start
+    assert types.size_of("flight") == layout.FLIGHT_CALLS * layout.FLIGHT_CALL.size
     rule = layout.ADDRESS_RULE_HEAD.size + layout.PORT_RULES_MAX * layout.PORT_RULE.size
     assert types.size_of("address_rule") == rule
 
@@ -124,4 +144,5 @@ def test_run_counts(types: Types) -> None:
     assert types.size_of("run_counts") == layout.COUNT_WORDS * 8
     offsets = {name: at for name, at, _ in types.members("run_counts")}
     assert (offsets["seen"], offsets["dropped"]) == (layout.SEEN_WORD * 8, layout.DROPPED_WORD * 8)
+    assert (offsets["flown"], offsets["files"]) == (layout.FLOWN_WORD * 8, layout.FILES_WORD * 8)
     assert types.size_of("syscall_count") == 16 and types.members("syscall_count")[0][0] == "succeeded"

@@ -81,8 +81,12 @@ REFUSES: Mapping[tuple[str, str], Refuses] = {
     ("%netlink", "socket"): lambda a: low(a[0]) == 16,
     ("%raw-sockets", "socket"): lambda a: low(a[0]) == 17 or (low(a[0]) in (2, 10) and a[1] & 15 in (3, 10)),
     ("%socket-filters", "setsockopt"): lambda a: low(a[1]) == 1 and low(a[2]) in (26, 50, 51, 52),
+    ("%multicast", "setsockopt"): lambda a: (low(a[1]), low(a[2])) in MULTICAST,
     ("%personality", "personality"): lambda a: weak_persona(low(a[0])),
     ("%realtime", "sched_setscheduler"): lambda a: low(a[1]) & ~0x40000000 in (1, 2, 6),
+}
+MULTICAST = {(0, name) for name in (35, 39, 41, 42, 46, 48)} | {
+    (41, name) for name in (20, 27, 42, 46, 48, 54, 55, 57, 59)
 }
 UNREADABLE = {"clone3": "%namespaces", "openat2": "%setid"}
 GUARDED = sorted({call for _, call in REFUSES})

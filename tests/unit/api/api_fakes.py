@@ -37,6 +37,7 @@ from supervisor.model import (
     ViolationSeen,
 )
 from supervisor.policy import Policy, PolicyProblem
+from supervisor.probes.followers import Followed
 from supervisor.v1 import run_pb2 as pb
 
 MESSAGE_BYTES = 4 << 20
@@ -122,6 +123,10 @@ class FakeRuns:
         self.steps: list[Found | SearchEnd] = [SearchEnd(0)]
         self.search_goes_on = False
         self.searches_left = 0
+        self.batches: list[Followed] = []
+        self.follow_goes_on = False
+        self.followed: list[tuple[str, bool]] = []
+        self.follows_left = 0
         self.checked: list[tuple[int, str, bool]] = []
         """Of every policy text that was checked: characters, name, and whether that held up the event loop."""
 
@@ -193,6 +198,20 @@ class FakeRuns:
                 await asyncio.Event().wait()
         finally:
             self.searches_left += 1
+
+    async def follow(self, run_id: str, *, calls: bool) -> AsyncIterator[Followed]:
+        self.get(run_id)
+        if self.error is not None:
+            raise self.error
+        self.followed.append((run_id, calls))
+        try:
+            yield Followed([], level="full")
+            for batch in self.batches:
+                yield batch
+            if self.follow_goes_on:
+                await asyncio.Event().wait()
+        finally:
+            self.follows_left += 1
 
     async def watch(self, agent: str) -> AsyncIterator[tuple[float, str, str, Event, int]]:
         try:
