@@ -4,26 +4,20 @@
 #ifndef SUPERVISOR_FILES_H
 #define SUPERVISOR_FILES_H
 
-#include "runs.h"
+#include "names.h"
 
 #define PATHS_AT(first, second) ((first) + 1 | ((second) + 1) << 4)
 #define PATH_AT(first)		((first) + 1)
 #define OPENS			0x80
 
-#define NAME_SIZE 64
-#define MAX_DEPTH 32
-
-#define NR_OPEN	     2
-#define NR_RMDIR     84
-#define NR_CREAT     85
-#define NR_UNLINK    87
-#define NR_OPENAT    257
-#define NR_FIRST_AT  NR_OPENAT
-#define NR_UNLINKAT  263
-#define NR_SYMLINKAT 266
-#define NR_EXECVE    59
-#define NR_EXECVEAT  322
-#define NR_OPENAT2   437
+#define NR_OPEN	    2
+#define NR_RMDIR    84
+#define NR_CREAT    85
+#define NR_UNLINK   87
+#define NR_UNLINKAT 263
+#define NR_EXECVE   59
+#define NR_EXECVEAT 322
+#define NR_OPENAT2  437
 
 #define EPERM  1
 #define EACCES 13
@@ -83,213 +77,6 @@ static __always_inline unsigned long argument(struct pt_regs *regs, __u32 index)
 	default:
 		return regs->r10;
 	}
-}
-
-static __always_inline struct file *file_of(struct task_struct *task, long fd)
-{
-	struct file **table = BPF_CORE_READ(task, files, fdt, fd);
-	struct file *file = 0;
-
-	bpf_probe_read_kernel(&file, sizeof(file), table + fd);
-	return file;
-}
-
-/* On the way from a file up to the root of its mount namespace. */
-struct climb {
-	struct dentry *dentry;
-	struct mount *mount;
-	char *path;
-	__u32 size;
-};
-
-/* One step: into the mount above, or one name up. Returns 1 at the top. */
-static long climb_step(__u32 index, void *context)
-{
-	struct climb *climb = context;
-	struct dentry *dentry = climb->dentry;
-	struct mount *mount = climb->mount;
-	struct dentry *parent;
-	long length;
-
-	if (dentry == BPF_CORE_READ(mount, mnt.mnt_root)) {
-		struct mount *above = BPF_CORE_READ(mount, mnt_parent);
-
-		climb->dentry = BPF_CORE_READ(mount, mnt_mountpoint);
-		climb->mount = above;
-		return above == mount;
-	}
-	parent = BPF_CORE_READ(dentry, d_parent);
-	if (parent == dentry || climb->size > PATH_SIZE - NAME_SIZE)
-		return 1;
-	length = bpf_probe_read_kernel_str(climb->path + climb->size, NAME_SIZE,
-					   BPF_CORE_READ(dentry, d_name.name));
-	if (length <= 0)
-		return 1;
-	climb->size += (__u32)length & (NAME_SIZE * 2 - 1);
-	climb->dentry = parent;
-	return 0;
-}
-
-struct path_names {
-	char names[PATH_SIZE];
-};
-
-/*
- * The names of a path, the last one first. bpf_loop(): Linux 5.17; the verifier looks at the step
- * once, and at a global function such as this one once for all its callers.
- */
-__noinline __u32 resolve_path(unsigned long mount, unsigned long dentry, struct path_names *path)
-{
-	struct climb climb = {
-		.dentry = (struct dentry *)dentry,
-		.mount = (struct mount *)(mount - bpf_core_field_offset(struct mount, mnt)),
-	};
-
-	if (!path)
-		return 0;
-	climb.path = path->names;
-	bpf_loop(MAX_DEPTH, climb_step, &climb, 0);
-	return climb.size;
-}
-
-static __always_inline __u32 resolve(struct file *file, char path[PATH_SIZE])
-{
-	return resolve_path((unsigned long)BPF_CORE_READ(file, f_path.mnt),
-			    (unsigned long)BPF_CORE_READ(file, f_path.dentry),
-			    (struct path_names *)path);
-}
-
-/* What a path's names mean to the run's rules, from its last name up to its first below the root.
- */
-struct meaning {
-	struct name_key key;
-	__u32 found; /* enum name_use of all of them, and the class of the first below the root */
-};
-
-struct look {
-	struct dentry *dentry;
-	struct mount *mount;
-	struct meaning meaning;
-};
-
-static __always_inline void look_at(struct meaning *meaning)
-{
-	__u32 *value = bpf_map_lookup_elem(&names, &meaning->key);
-	__u32 use = meaning->found & ((1 << NAME_CLASS_SHIFT) - 1);
-
-	meaning->found = use | (value ? *value : 0);
-}
-
-static long look_step(__u32 index, void *context)
-{
-	struct look *look = context;
-	struct dentry *dentry = look->dentry;
-	struct mount *mount = look->mount;
-	struct dentry *parent;
-
-	if (dentry == BPF_CORE_READ(mount, mnt.mnt_root)) {
-		struct mount *above = BPF_CORE_READ(mount, mnt_parent);
-
-		look->dentry = BPF_CORE_READ(mount, mnt_mountpoint);
-		look->mount = above;
-		return above == mount;
-	}
-	parent = BPF_CORE_READ(dentry, d_parent);
-	if (parent == dentry)
-		return 1;
-	__builtin_memset(look->meaning.key.name, 0, NAME_KEY_SIZE);
-	if (bpf_probe_read_kernel_str(look->meaning.key.name, NAME_KEY_SIZE,
-				      BPF_CORE_READ(dentry, d_name.name)) <= 0)
-		return 1;
-	look_at(&look->meaning);
-	look->dentry = parent;
-	return 0;
-}
-
-/* The same of a path in the caller's memory, name by name. */
-struct scan {
-	struct meaning meaning;
-	__u32 start; /* of the name that is being read */
-	char path[PATH_SIZE];
-};
-
-static long scan_step(__u32 index, void *context)
-{
-	struct scan *scan = context;
-	char c = scan->path[index & (PATH_SIZE - 1)];
-	__u64 length;
-
-	if (c && c != '/')
-		return 0;
-	length = (__u32)(index - scan->start);
-	/* Lest the compiler compares one copy and hands on another, which the verifier then does
-	 * not know the bounds of. */
-	asm volatile("" : "+r"(length));
-	if (length > NAME_KEY_SIZE - 1)
-		length = NAME_KEY_SIZE - 1;
-	__builtin_memset(scan->meaning.key.name, 0, NAME_KEY_SIZE);
-	if (length && !bpf_probe_read_kernel(scan->meaning.key.name, length,
-					     scan->path + (scan->start & (PATH_SIZE - 1))))
-		look_at(&scan->meaning);
-	scan->start = index + 1;
-	return !c;
-}
-
-/*
- * The two ways to look names up, as global functions: the verifier looks at each once, and each has
- * a stack of its own.
- */
-__noinline __u32 names_of_words(unsigned long pointer, __u32 rules)
-{
-	struct scan scan = {.meaning.key.rules = rules};
-	long length = bpf_probe_read_user_str(scan.path, PATH_SIZE, (void *)pointer);
-
-	if (length > 0)
-		bpf_loop((__u32)length, scan_step, &scan, 0);
-	return scan.meaning.found & ((1 << NAME_CLASS_SHIFT) - 1);
-}
-
-__noinline __u32 names_of_path(unsigned long mount, unsigned long dentry, __u32 rules)
-{
-	struct look look = {
-		.dentry = (struct dentry *)dentry,
-		.mount = (struct mount *)(mount - bpf_core_field_offset(struct mount, mnt)),
-		.meaning.key.rules = rules,
-	};
-
-	bpf_loop(MAX_DEPTH, look_step, &look, 0);
-	return look.meaning.found;
-}
-
-/* Where relative names of a call begin. */
-struct base {
-	struct vfsmount *mount;
-	struct dentry *dentry;
-};
-
-static __always_inline struct base base_of(struct task_struct *task, struct pt_regs *regs, long nr)
-{
-	int directory = (int)regs->di;
-	struct base base;
-
-	if (nr >= NR_FIRST_AT && nr != NR_SYMLINKAT && directory >= 0) {
-		struct file *file = file_of(task, directory);
-
-		base.mount = BPF_CORE_READ(file, f_path.mnt);
-		base.dentry = BPF_CORE_READ(file, f_path.dentry);
-	} else {
-		base.mount = BPF_CORE_READ(task, fs, pwd.mnt);
-		base.dentry = BPF_CORE_READ(task, fs, pwd.dentry);
-	}
-	return base;
-}
-
-static __always_inline int is_relative(unsigned long pointer)
-{
-	char first = 0;
-
-	bpf_probe_read_user(&first, 1, (void *)pointer);
-	return first != '/';
 }
 
 /* Of numbers alone: the compiler would merge loads from memory of two kinds, which the verifier

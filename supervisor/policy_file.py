@@ -7,17 +7,13 @@ rest stays. Below them lie the `rule_sets`, files of the directory's rules/; act
 
 from __future__ import annotations
 
-import re
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from supervisor.errors import InvalidRequest, NotFound
+from supervisor.errors import NotFound
 from supervisor.model import LIMIT_KEYS, Limits, NetworkMode, TraceLevel
 from supervisor.policy import (
     FRACTION_KEYS,
@@ -35,105 +31,17 @@ from supervisor.policy import (
     nearest,
     policy_digest,
 )
-from supervisor.policy_schema import UNLIMITED, PolicyFile, UnknownWord, known_keys, lay_syscalls
-from supervisor.policy_text import dotted, find_lines, line_of, write_toml
+from supervisor.policy_schema import UNLIMITED, PolicyFile, lay_syscalls
+from supervisor.policy_source import MAX_TEXT_BYTES, BadPolicy, Source
+from supervisor.policy_text import write_toml
 
-MAX_TEXT_BYTES = 256 << 10
 LARGE_TEXT = 8 << 10
 """Above the shipped policies. A longer text can take a second; it belongs in a thread, and is remembered for a while."""
-_MAX_DOTS = 4096
-_MAX_DOTS_IN_LINE = 128
 _MAX_DEPTH = 16
 _RULES = "rules"
-_MAX_PROBLEMS = 100
-_MAX_SHOWN = 5
 _MAX_REMEMBERED = 4
 
 _Table = dict[str, Any]
-
-
-class _BadPolicy(Exception):
-    """Carries the problems of one text to whoever asked for it."""
-
-    def __init__(self, origin: str, problems: list[PolicyProblem]) -> None:
-        super().__init__(origin)
-        self.origin = origin
-        self.problems = problems
-
-    def as_request_error(self) -> InvalidRequest:
-        shown = [
-            f"{self.origin}{f':{problem.line}' if problem.line else ''}: {problem.message}"
-            for problem in self.problems[:_MAX_SHOWN]
-        ]
-        if len(self.problems) > _MAX_SHOWN:
-            shown.append(f"and {len(self.problems) - _MAX_SHOWN} more")
-        first = self.problems[0]
-        return InvalidRequest("; ".join(shown), reason="INVALID_POLICY", field=first.key, metadata={
-            "file": self.origin, "line": str(first.line)})  # fmt: skip
-
-
-class _Source:
-    """One text, checked on its own: its tables as written, and where each key stands."""
-
-    def __init__(self, text: str | bytes, origin: str) -> None:
-        self.origin = origin
-        self.text = self._decode(text)
-        data = self._parse()
-        if not data:
-            raise _BadPolicy(
-                origin, [PolicyProblem(0, "", 'empty: a policy has at least a line such as extends = "strict"')]
-            )
-        self.lines = find_lines(self.text)
-        try:
-            self.file = PolicyFile.model_validate(data)
-        except ValidationError as error:
-            items = error.errors(include_url=False)[:_MAX_PROBLEMS]
-            problems = sorted((self._problem_of(item) for item in items), key=lambda problem: problem.line)
-            raise _BadPolicy(origin, problems) from None
-
-    def problem(self, key: tuple[str | int, ...], message: str) -> PolicyProblem:
-        return PolicyProblem(line_of(self.lines, key), dotted(key), message)
-
-    def fail(self, key: tuple[str | int, ...], message: str) -> _BadPolicy:
-        return _BadPolicy(self.origin, [self.problem(key, message)])
-
-    def _decode(self, text: str | bytes) -> str:
-        try:
-            raw = text.encode() if isinstance(text, str) else text
-            if len(raw) > MAX_TEXT_BYTES:
-                raise _BadPolicy(self.origin, [PolicyProblem(0, "", f"larger than {MAX_TEXT_BYTES} bytes")])
-            return raw.decode() if isinstance(text, bytes) else text
-        except UnicodeError as error:
-            before = error.object[: error.start] if isinstance(error, UnicodeDecodeError | UnicodeEncodeError) else b""
-            line = (before.count("\n") if isinstance(before, str) else before.count(b"\n")) + 1
-            raise _BadPolicy(self.origin, [PolicyProblem(line, "", "not UTF-8")]) from None
-
-    def _parse(self) -> _Table:
-        # tomllib takes time square in the length of a dotted key (3.11), so bound it first.
-        dots = [line.count(".") for line in self.text.split("\n")]
-        longest = max(dots)
-        if longest > _MAX_DOTS_IN_LINE or sum(dots) > _MAX_DOTS:
-            line = dots.index(longest) + 1
-            raise _BadPolicy(self.origin, [PolicyProblem(line, "", "too many dots: break the line, or write less")])
-        try:
-            return tomllib.loads(self.text)
-        except RecursionError:
-            raise _BadPolicy(self.origin, [PolicyProblem(0, "", "nested too deep")]) from None
-        except ValueError as error:  # tomllib's own, and an int of over 4,300 digits
-            found = re.search(r"\(at line ([0-9]+), column ([0-9]+)\)$", str(error))
-            line = int(found[1]) if found else self.text.count("\n") + 1
-            raise _BadPolicy(self.origin, [PolicyProblem(line, "", f"not TOML: {error}"[:200])]) from None
-
-    def _problem_of(self, item: Mapping[str, Any]) -> PolicyProblem:
-        key: tuple[str | int, ...] = tuple(item["loc"])
-        kind = item["type"]
-        if kind == "extra_forbidden":
-            name, table = str(key[-1]), dotted(key[:-1])
-            where = f" in [{table}]" if table else ""
-            return self.problem(key, f"unknown key '{name[:64]}'{where}{nearest(name, known_keys(key[:-1]))}")
-        error = item["ctx"]["error"] if kind == "value_error" else _lower_first(str(item["msg"]))
-        message = f"{error}{error.hint() if isinstance(error, UnknownWord) else ''}"
-        return self.problem(key, f"{dotted(key)}: {message}"[:400])
 
 
 class PolicySet:
@@ -143,8 +51,8 @@ class PolicySet:
     """
 
     def __init__(self, *directories: Path | str) -> None:
-        self._sources: dict[str, _Source] = {}
-        self._rule_sets: dict[str, _Source] = {}
+        self._sources: dict[str, Source] = {}
+        self._rule_sets: dict[str, Source] = {}
         for directory in map(Path, directories):
             for path in sorted(directory.glob(f"{_RULES}/*.toml")):
                 self._rule_sets[path.stem] = self._read(path)
@@ -155,7 +63,7 @@ class PolicySet:
         for name, source in self._sources.items():
             try:
                 self._policies[name] = self._resolve(source, name)
-            except _BadPolicy as error:
+            except BadPolicy as error:
                 raise error.as_request_error() from None
         self._remembered = lru_cache(_MAX_REMEMBERED)(self._try_inline)
 
@@ -181,50 +89,50 @@ class PolicySet:
         One that takes a name of the set for something else is called "inline:NAME". Raises InvalidRequest.
         """
         found = self._inline(toml, origin, name)
-        if isinstance(found, _BadPolicy):
+        if isinstance(found, BadPolicy):
             raise found.as_request_error()
         return found
 
     def check_text(self, toml: str | bytes, *, name: str = "") -> list[PolicyProblem]:
         """What is wrong with a text, 100 things at most, by line; empty when `resolve_text` would take it."""
         found = self._inline(toml, "inline", name)
-        return found.problems if isinstance(found, _BadPolicy) else []
+        return found.problems if isinstance(found, BadPolicy) else []
 
     def resolved_toml(self, policy: Policy) -> str:
         """Everything in force, as a policy text that extends nothing and has the same digest."""
         return write_toml(_as_tables(policy))
 
-    def _read(self, path: Path) -> _Source:
+    def _read(self, path: Path) -> Source:
         with path.open("rb") as file:
             text = file.read(MAX_TEXT_BYTES + 1)
         try:
-            source = _Source(text, path.name)
+            source = Source(text, path.name)
             name = source.file.name or path.stem
             if path.parent.name == _RULES and source.file.model_fields_set - {"name", "description", "rules"}:
                 raise source.fail((), "a set of rules has a name, a description and [[rules]], and nothing else")
             if name != path.stem:
                 raise source.fail(("name",), f"name '{name}' is not the file's own, '{path.stem}'")
-        except _BadPolicy as error:
+        except BadPolicy as error:
             raise error.as_request_error() from None
         return source
 
-    def _inline(self, toml: str | bytes, origin: str, name: str) -> Policy | _BadPolicy:
+    def _inline(self, toml: str | bytes, origin: str, name: str) -> Policy | BadPolicy:
         large = LARGE_TEXT < len(toml) <= MAX_TEXT_BYTES
         return self._remembered(toml, origin, name) if large else self._try_inline(toml, origin, name)
 
-    def _try_inline(self, toml: str | bytes, origin: str, name: str) -> Policy | _BadPolicy:
+    def _try_inline(self, toml: str | bytes, origin: str, name: str) -> Policy | BadPolicy:
         try:
-            source = _Source(toml, origin)
+            source = Source(toml, origin)
             policy = self._resolve(source, source.file.name or name or "inline")
-        except _BadPolicy as error:
+        except BadPolicy as error:
             # A new one: what was raised holds on to all that was being looked at.
-            return _BadPolicy(error.origin, error.problems)
+            return BadPolicy(error.origin, error.problems)
         known = self._policies.get(policy.name)
         if known is not None and known.digest != policy.digest:
             policy = replace(policy, name=f"inline:{policy.name}")
         return policy
 
-    def _resolve(self, source: _Source, name: str) -> Policy:
+    def _resolve(self, source: Source, name: str) -> Policy:
         chain = [source]
         while chain[-1].file.extends:
             child, parent_name = chain[-1], chain[-1].file.extends
@@ -253,7 +161,7 @@ class PolicySet:
         policy = _build(name, source, tables)
         problems = [source.problem(key, message) for key, message in _contradictions(policy, source.file)]
         if problems:
-            raise _BadPolicy(source.origin, problems)
+            raise BadPolicy(source.origin, problems)
         return replace(policy, digest=policy_digest(policy))
 
 
@@ -273,7 +181,7 @@ def _lay(under: _Table, over: Mapping[str, Any]) -> _Table:
     return merged
 
 
-def _build(name: str, source: _Source, tables: _Table) -> Policy:
+def _build(name: str, source: Source, tables: _Table) -> Policy:
     limits = dict(tables.get("limits", {}))
     largest = _limits(limits.pop("max", None) or {})
     isolation = tables.get("isolation", {})
@@ -375,10 +283,6 @@ def _limits(values: Mapping[str, Any]) -> Limits:
 
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
 
 
 def _as_tables(policy: Policy) -> _Table:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor import policy_file
+from supervisor import policy_source
 from supervisor.errors import InvalidRequest, NotFound
 from supervisor.model import LIMIT_KEYS, Limits, NetworkMode, RunSpec, TraceLevel
 from supervisor.policy import NAMESPACES, Network
@@ -194,7 +194,7 @@ def test_a_large_text_that_was_checked_is_not_parsed_again(monkeypatch: pytest.M
     policies = PolicySet(shipped_policy_dir())
     parsed: list[str] = []
     loads = tomllib.loads
-    monkeypatch.setattr(policy_file.tomllib, "loads", lambda text: parsed.append(text) or loads(text))
+    monkeypatch.setattr(policy_source.tomllib, "loads", lambda text: parsed.append(text) or loads(text))
     padding = "#" * LARGE_TEXT + "\n"
     for text in (padding + 'extends = "strict"', padding + "limts = 1"):
         first = policies.check_text(text)
