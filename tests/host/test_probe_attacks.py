@@ -196,7 +196,12 @@ def test_what_comes_while_nobody_reads_is_counted(make_daemon: Callable[..., Dae
             daemon, spec("sh", "-c", script, "sh", str(calls), token, wall_seconds=600, trace=FULL, mounts=mounts)
         )
         flood.wait_started()
-        (shell,) = [pid for pid in host_processes(token) if Path(f"/proc/{pid}/comm").read_text() == "sh\n"]
+
+        def shells() -> list[int]:
+            return [pid for pid in host_processes(token) if Path(f"/proc/{pid}/comm").read_text() == "sh\n"]
+
+        wait_until(shells, 20, "the shell runs")
+        (shell,) = shells()
         flood.send(b"go\n")
         wait_until(lambda: Path(f"/proc/{shell}/task/{shell}/children").read_text(), 20, "the flood has begun")
         os.kill(daemon.pid, signal.SIGSTOP)
