@@ -21,6 +21,8 @@
 #define PROT_WRITE 2
 #define PROT_EXEC  4
 
+#define MAP_ANONYMOUS 0x20
+
 /* What is looked at of a call's arguments or its result. */
 enum noticed {
 	NOTICED_DESCRIPTOR = 1, /* its result is one */
@@ -40,8 +42,6 @@ static const __u8 noticed_calls[SYSCALL_SLOTS] = {
 	[10] = NOTICED_PROTECT,	    /* mprotect */
 	[32] = NOTICED_DESCRIPTOR,  /* dup */
 	[33] = NOTICED_DESCRIPTOR,  /* dup2 */
-	[41] = NOTICED_DESCRIPTOR,  /* socket */
-	[43] = NOTICED_DESCRIPTOR,  /* accept */
 	[72] = NOTICED_DESCRIPTOR,  /* fcntl */
 	[85] = MODE_AT(1),	    /* creat */
 	[90] = MODE_AT(1),	    /* chmod */
@@ -50,7 +50,6 @@ static const __u8 noticed_calls[SYSCALL_SLOTS] = {
 	[257] = MODE_AT(3),	    /* openat */
 	[259] = MODE_AT(2),	    /* mknodat */
 	[268] = MODE_AT(2),	    /* fchmodat */
-	[288] = NOTICED_DESCRIPTOR, /* accept4 */
 	[292] = NOTICED_DESCRIPTOR, /* dup3 */
 	[319] = NOTICED_MEMFD,	    /* memfd_create */
 	[329] = NOTICED_PROTECT,    /* pkey_mprotect */
@@ -98,8 +97,12 @@ __noinline __u32 marks_of_call(long nr, long result)
 			return 0;
 		return MARK_PROTECT | (regs->dx & PROT_WRITE ? MARK_WX : 0);
 	case NOTICED_MAP:
-		return result > 0 && (regs->dx & PROT_EXEC) && (regs->dx & PROT_WRITE) ? MARK_WX
-										       : 0;
+		if (result <= 0 || !(regs->dx & PROT_EXEC))
+			return 0;
+		if (!(regs->r10 & MAP_ANONYMOUS) &&
+		    marks_of_program(file_of(task, (int)regs->r8)) & MARK_EXEC_MEMFD)
+			return MARK_MAP_MEMFD | (regs->dx & PROT_WRITE ? MARK_WX : 0);
+		return regs->dx & PROT_WRITE ? MARK_WX : 0;
 	case NOTICED_MEMFD:
 		return MARK_MEMFD;
 	case NOTICED_IO_URING:
@@ -126,11 +129,12 @@ __noinline int note_call(struct run_entry *run, struct run_counts *counts, __u64
 		record = bpf_ringbuf_reserve(&details, sizeof(*record), 0);
 	if (!record) {
 		count(&counts->dropped);
+		count(&counts->unnoted);
 		return 0;
 	}
 	fill_head(&record->head, task, cgroup, RECORD_EVENT, sizeof(*record));
 	record->result = result;
-	record->nr = (__u32)regs->orig_ax;
+	record->nr = (__u32)number_of(regs);
 	record->abi = (__u32)(marks_and_abi >> 32);
 	record->marks = (__u32)marks_and_abi;
 	record->pad = 0;
@@ -161,7 +165,7 @@ static __always_inline void on_call(struct run_entry *run, struct run_counts *co
 
 	if (!run->rules)
 		return;
-	if (abi == ABI_X86_64) {
+	if (abi == ABI_X86_64 && nr >= 0 && nr < SYSCALL_SLOTS) {
 		if (file_calls[nr & (SYSCALL_SLOTS - 1)]) {
 			marks = marks_of_file_call(run, counts, nr, result);
 			if (marks || run->level == LEVEL_FULL)

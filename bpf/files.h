@@ -11,9 +11,11 @@
 #define OPENS			0x80
 
 #define NR_OPEN	    2
+#define NR_CHDIR    80
 #define NR_RMDIR    84
 #define NR_CREAT    85
 #define NR_UNLINK   87
+#define NR_CHROOT   161
 #define NR_UNLINKAT 263
 #define NR_EXECVE   59
 #define NR_EXECVEAT 322
@@ -145,6 +147,7 @@ static __always_inline void note_file(struct run_entry *run, struct run_counts *
 		record = bpf_ringbuf_reserve(&details, sizeof(*record), 0);
 	if (!record) {
 		count(&counts->dropped);
+		count(&counts->unnoted);
 		return;
 	}
 	fill_file(&record->first, task, regs, cgroup, nr, kind, result, sizeof(*record));
@@ -223,7 +226,8 @@ __noinline __u32 marks_of_file_call(struct run_entry *run, struct run_counts *co
 	__u8 kind = file_calls[nr & (SYSCALL_SLOTS - 1)];
 	__u32 found = 0, marks = 0, use = NAME_WRITE;
 
-	if (!run || !counts)
+	/* Where it goes is no file's content, and a relative name would be taken from there. */
+	if (!run || !counts || nr == NR_CHDIR || nr == NR_CHROOT)
 		return 0;
 	if (nr == NR_EXECVE || nr == NR_EXECVEAT) {
 		/* One that succeeds is on_exec's, and of others only what was forbidden is of
@@ -270,7 +274,7 @@ __noinline int on_file_call(struct run_entry *run, struct run_counts *counts, __
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
-	long nr = (long)regs->orig_ax;
+	long nr = number_of(regs);
 	__u8 kind = file_calls[nr & (SYSCALL_SLOTS - 1)];
 
 	if (!run || !counts)

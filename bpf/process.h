@@ -150,7 +150,7 @@ int BPF_PROG(on_exit, struct task_struct *task)
 		return 0;
 	/* -1 where it was in its own code: kernel entries that are no system call leave that. */
 	regs = (struct pt_regs *)bpf_task_pt_regs(task);
-	nr = (long)regs->orig_ax;
+	nr = number_of(regs);
 	abi = abi_of(task, nr);
 	if (abi == ABI_X86_64 && (nr == NR_EXIT || nr == NR_EXIT_GROUP)) {
 		count(&counts->syscalls[nr].succeeded);

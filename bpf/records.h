@@ -55,6 +55,7 @@ enum mark {
 	MARK_SCRIPT = 1 << 14,	    /* the file executed names an interpreter */
 	MARK_PIPED = 1 << 15,	    /* descriptor 0 is a pipe when a program is executed */
 	MARK_EXEC_SOCKET = 1 << 16, /* 0, 1 or 2 is such a socket then */
+	MARK_MAP_MEMFD = 1 << 17,   /* memory of memfd_create(2) mapped to be executed */
 };
 
 #define NOTED_MAX 4096 /* of one run, told at once; the rest waits its turn */
@@ -98,7 +99,8 @@ struct run_counts {
 	__u64 seen;    /* records put into a ring */
 	__u64 dropped; /* records that found it full */
 	__u64 flown;   /* calls written to the flight recorder */
-	__u64 pad[5];
+	__u64 unnoted; /* of the dropped, those that a rule had asked for */
+	__u64 pad[4];
 	struct file_count files[FILE_CLASSES]; /* opened, by class */
 };
 

@@ -109,9 +109,9 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long result)
 	counts = counts_of(run);
 	if (!counts)
 		return 0;
-	nr = (long)regs->orig_ax;
+	nr = number_of(regs);
 	/* rt_sigreturn(2) has put back the registers of what the signal interrupted. */
-	if (nr < 0)
+	if (nr == -1)
 		nr = NR_RT_SIGRETURN;
 	abi = abi_of(task, nr);
 	if (!result && is_fork(nr))

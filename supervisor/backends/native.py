@@ -228,7 +228,7 @@ class NativeBackend:
 
     def _host_programs(self, view: RootView) -> list[Below]:
         """Where programs of the host are; none for a run with a root of its own."""
-        return [] if view.source else [Below(path, fd) for path, fd in self._tops.items()]
+        return [] if view.source else [Below(path, fd, fixed=True) for path, fd in self._tops.items()]
 
     def _rules(self, policy: Policy) -> RuleSet:
         """The policy's rules made ready, once for all its runs."""

@@ -10,7 +10,7 @@ import hashlib
 import os
 import stat
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from supervisor.model import TracedProgram
 SHOWN_MAX = 200
 LARGEST_BYTES = 1 << 30
 _CACHED = 4096
+_HASHED_MAX = 1_000
 _CHUNK = 1 << 20
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 _RESOLVE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
@@ -43,11 +44,14 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Below:
-    """A directory of the run, `path` in its root, and a descriptor of it. `slow`: its file system may not answer."""
+    """A directory of the run, `path` in its root, and a descriptor of it. `slow`: its file system may not answer. `fixed`: the
+    run cannot write there, so that a file with one ctime has one content; a shared mapping changes it without a trace.
+    """
 
     path: str
     directory: int
     slow: bool = False
+    fixed: bool = False
 
 
 class Hasher:
@@ -62,24 +66,25 @@ class Hasher:
         with self._lock:
             return self._known.get(key, "")
 
-    def submit(self, fd: int, key: Version) -> Future[str]:
-        """Takes `fd` over."""
-        return self._thread.submit(self._read, fd, key)
+    def submit(self, fd: int, key: Version, *, keep: bool) -> Future[str]:
+        """Takes `fd` over. `keep`: it is `known` from then on."""
+        return self._thread.submit(self.read, fd, key, keep)
 
     def look(self, work: _Open) -> Future[str]:
         return self._thread.submit(work)
 
-    def _read(self, fd: int, key: Version) -> str:
+    def read(self, fd: int, key: Version, keep: bool) -> str:
         with open(fd, "rb", buffering=0) as file:
             digest = hashlib.sha256()
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
             if Version.of(os.fstat(fd)) != key:
                 return ""
-        with self._lock:
-            self._known[key] = digest.hexdigest()
-            if len(self._known) > _CACHED:
-                self._known.popitem(last=False)
+        if keep:
+            with self._lock:
+                self._known[key] = digest.hexdigest()
+                if len(self._known) > _CACHED:
+                    self._known.popitem(last=False)
         return digest.hexdigest()
 
     def close(self) -> None:
@@ -96,11 +101,8 @@ class _Open:
     version: Version
 
     def __call__(self) -> str:
-        known = self.hasher.known(self.version)
-        if known:
-            return known
         fd = _open(self.below, self.name, self.version)
-        return self.hasher._read(fd, self.version) if fd is not None else ""
+        return self.hasher.read(fd, self.version, keep=False) if fd is not None else ""
 
 
 class Programs:
@@ -109,42 +111,58 @@ class Programs:
     def __init__(self, hasher: Hasher, places: Sequence[Below]) -> None:
         self._hasher = hasher
         self._places = places
-        self._counts: dict[tuple[str, Version], int] = {}
-        self._digests: dict[tuple[str, Version], str | Future[str]] = {}
+        self._executions: dict[tuple[str, Version], list[str | Future[str]]] = {}
+        self._again: dict[tuple[str, Version], int] = {}
+        self._hashed = 0
 
     def add(self, path: str, version: Version) -> None:
         """One execution of the file that lay there."""
         key = path, version
-        if key in self._counts:
-            self._counts[key] += 1
-        elif len(self._counts) < SHOWN_MAX:
-            self._counts[key] = 1
-            self._digests[key] = self._digest(path, version)
+        found = self._executions.get(key)
+        if found is None:
+            if len(self._executions) < SHOWN_MAX:
+                self._executions[key] = [self._digest(path, version)]
+        elif self._is_fixed(path) or self._hashed >= _HASHED_MAX:
+            self._again[key] = self._again.get(key, 0) + 1
+        else:
+            found.append(self._digest(path, version))
+
+    def _around(self, path: str) -> list[Below]:
+        """The longest path first: a mount inside another hides it."""
+        around = [one for one in self._places if path.startswith(one.path.rstrip("/") + "/")]
+        return sorted(around, key=lambda one: -len(one.path))
+
+    def _is_fixed(self, path: str) -> bool:
+        around = self._around(path)
+        return bool(around) and around[0].fixed
 
     def _digest(self, path: str, version: Version) -> str | Future[str]:
-        known = self._hasher.known(version)
-        if known:
-            return known
-        around = [one for one in self._places if path.startswith(one.path.rstrip("/") + "/")]
-        # The longest path first: a mount inside another hides it.
-        for place in sorted(around, key=lambda one: -len(one.path)):
+        for place in self._around(path):
+            known = self._hasher.known(version) if place.fixed else ""
+            if known:
+                return known
+            self._hashed += 1
             name = path[len(place.path) :].lstrip("/")
             if place.slow:
                 return self._hasher.look(_Open(self._hasher, place, name, version))
             fd = _open(place, name, version)
             if fd is not None:
-                return self._hasher.submit(fd, version)
+                return self._hasher.submit(fd, version, keep=place.fixed)
         return ""
 
     def pending(self) -> list[Future[str]]:
-        return [one for one in self._digests.values() if isinstance(one, Future) and not one.done()]
+        every = (one for found in self._executions.values() for one in found)
+        return [one for one in every if isinstance(one, Future) and not one.done()]
 
     def shown(self) -> tuple[TracedProgram, ...]:
-        """In the order of their first execution; the first SHOWN_MAX."""
-        return tuple(
-            TracedProgram(path, _result(self._digests[path, version]), count)
-            for (path, version), count in self._counts.items()
-        )
+        """In the order of their first execution, each content by itself; files beyond SHOWN_MAX are left out."""
+        shown = []
+        for key, found in self._executions.items():
+            counts = Counter(map(_result, found))
+            # Of those that were not looked at again: the first content for what is fixed, else unknown.
+            counts[_result(found[0]) if self._is_fixed(key[0]) else ""] += self._again.get(key, 0)
+            shown += [TracedProgram(key[0], digest, count) for digest, count in counts.items() if count]
+        return tuple(shown)
 
 
 def _open(place: Below, name: str, version: Version) -> int | None:

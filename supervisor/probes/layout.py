@@ -15,9 +15,10 @@ FILE_CLASSES: Final = 16
 SEEN_WORD: Final = SYSCALL_SLOTS * 2
 DROPPED_WORD: Final = SYSCALL_SLOTS * 2 + 1
 FLOWN_WORD: Final = SYSCALL_SLOTS * 2 + 2
+UNNOTED_WORD: Final = SYSCALL_SLOTS * 2 + 3
 FILES_WORD: Final = SYSCALL_SLOTS * 2 + 8
 COUNT_WORDS: Final = FILES_WORD + 2 * FILE_CLASSES
-"""struct run_counts as 64-bit words: succeeded and failed of each call, then `seen`, `dropped`, `flown`, and from FILES_WORD
+"""struct run_counts as 64-bit words: succeeded and failed of each call, then `seen`, `dropped`, `flown`, `unnoted`, and from FILES_WORD
 on what was opened for reading and for writing of each class."""
 
 RUN_ENTRY: Final = struct.Struct("=IIIIIIIIIIII")

@@ -24,7 +24,7 @@ from supervisor.probes.contacts import Contacts
 from supervisor.probes.engine import RECORDS_KEPT, Probes, Watch
 from supervisor.probes.flight import FlightRecorder
 from supervisor.probes.followers import Followers
-from supervisor.probes.layout import EXEC, TYPE_AT, Level, RecordType, upward
+from supervisor.probes.layout import EXEC, TYPE_AT, UNNOTED_WORD, Level, RecordType, upward
 from supervisor.probes.processes import Processes
 from supervisor.probes.summary import summarise
 from supervisor.rules.detector import Detector, RuleSet
@@ -244,7 +244,9 @@ class Tracing:
             if watch is None:
                 return TraceSummary(self._level.value)
             seen = self._recorder.probes.finish(watch)
-            if (self._look(seen.records) or self._flight.is_frozen) and not self.is_full:
+            new = self._look(seen.records)
+            self.detector.lose(seen.counts[UNNOTED_WORD], time.monotonic_ns())
+            if (new or self._flight.is_frozen) and not self.is_full:
                 self._flight.freeze(seen.flight)
             self._feed.tell(seen.records, seen.calls, taken=True)
             records, self._unwritten = self._unwritten, []

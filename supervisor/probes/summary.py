@@ -39,10 +39,13 @@ def summarise(
         calls[syscall_name(number)] = SyscallCount(succeeded + failed, failed)
     dropped = seen.dropped + lost
     # What is done through io_uring passes no system call.
-    ring = calls.get("io_uring_setup", SyscallCount(0, 0))
+    none = SyscallCount(0, 0)
+    ring = calls.get("io_uring_setup", none)
+    # Of another ABI: counted, and no more.
+    other = calls.get(syscall_name(SYSCALL_OTHER), none)
     return TraceSummary(
         level,
-        dropped == 0 and ring.calls == ring.errors,
+        dropped == 0 and ring.calls == ring.errors and other.calls == other.errors,
         counts[SEEN_WORD],
         dropped,
         calls,

@@ -20,6 +20,7 @@ VIOLATIONS_MAX = 2_000
 _WINDOW_MAX = 10_000
 _ADDRESSED = "network"
 _THRESHOLD = "response.violation_threshold"
+_LOST = "trace.lost"
 _NO_MARKS = bytes(4)
 _RECORD_OF_KIND = {"exec": RecordType.EXEC, "fork": RecordType.FORK, "exit": RecordType.EXIT}
 _OF_PROCESSES = frozenset(_RECORD_OF_KIND.values())
@@ -114,6 +115,11 @@ class Detector:
             if kind in _OF_PROCESSES:
                 self._processes.add((record,))
         return self.found[before:]
+
+    def lose(self, count: int, time_ns: int) -> None:
+        """So many records that rules had asked for found no room: what they would have said is not known."""
+        if count:
+            self._violate(_LOST, "trace", "high", "alert", Event(("trace",), time_ns, 0, 0, {}))
 
     def _look(self, event: Event) -> None:
         before = len(self.found)

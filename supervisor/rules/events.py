@@ -18,6 +18,7 @@ from supervisor.probes.layout import (
     FILE,
     FILE_CWD,
     FILE_SECOND,
+    FORK,
     HEAD,
     PLACED_FILE,
     RecordType,
@@ -85,6 +86,9 @@ def read_event(record: bytes, processes: Processes) -> Event | None:
     if kind == RecordType.EVENT:
         return _call(record, processes)
     if kind == RecordType.FORK:
+        child_pid, child_tid, _ = FORK.unpack_from(record)
+        if child_pid != child_tid:
+            return None  # a thread
         time_ns, _, pid, tid, *_ = HEAD.unpack_from(record)
         return Event(("fork",), time_ns, pid, tid, _process(processes, tid))
     if kind == RecordType.EXIT:
@@ -125,7 +129,9 @@ def _file(record: bytes, processes: Processes) -> Event | None:
     if not marks:
         return None
     name = syscall_name(number)
-    kind = _KIND_OF_CALL.get(name, "chmod")
+    kind = _KIND_OF_CALL.get(name)
+    if kind is None:
+        return None
     second = cwd = b""
     if len(record) >= PLACED_FILE.size:
         second, cwd = record[FILE_SECOND], record[FILE_CWD]
@@ -178,6 +184,9 @@ def _call(record: bytes, processes: Processes) -> Event:
     if marks & Mark.PROTECT:
         fields["prot"] = "rwx" if marks & Mark.WX else "rx"
     kinds = tuple(kind for kind, mark in MARK_OF_KIND.items() if marks & mark)
+    if marks & Mark.MAP_MEMFD:
+        fields["file"] = "memory"
+        kinds = tuple(dict.fromkeys((*kinds, "mmap")))
     return Event(kinds, time_ns, pid, tid, fields, syscall=name, abi=ABI_NAMES[abi], args=tuple(args))
 
 

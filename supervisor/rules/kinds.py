@@ -42,7 +42,7 @@ FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "setuid": ("result",),
     "credentials": ("syscall",),
     "mprotect": ("prot",),
-    "mmap": (),
+    "mmap": ("file",),
     "memfd": ("result",),
     "io_uring": ("result",),
     "refused": ("syscall", "result"),

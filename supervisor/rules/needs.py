@@ -56,6 +56,7 @@ class Mark(IntFlag):
     SCRIPT = 1 << 14
     PIPED = 1 << 15
     EXEC_SOCKET = 1 << 16
+    MAP_MEMFD = 1 << 17
 
 
 MARK_OF_KIND = {
@@ -115,6 +116,8 @@ def _marks(kind: str, rule: Rule) -> Mark:
             marks |= Mark.EXEC_SOCKET
         # Whatever else it asks for is seen on the record of the exec, which comes in any case; NAME is for forbidden ones.
         return marks if marks and _by_mark_alone(kind, rule) else Mark.EXEC | Mark.NAME
+    if kind == "mmap" and "file" in rule.match:
+        return Mark.MAP_MEMFD
     if kind in NAMED_FILES:
         return Mark.NAME if "path" in rule.match else Mark.UNLINK
     if kind == "syscall" and rule.action == "kill":

@@ -41,8 +41,6 @@ FIRES: dict[str, dict[str, Sequence[str]]] = {
         "dup3": py(_SERVER + "p = pair(); os.dup2(p[1].fileno(), 1, inheritable=False)"),
         "fcntl": py(_SERVER + "c = pair()[1]; os.close(0); fcntl.fcntl(c, fcntl.F_DUPFD, 0)"),
         "dup": py(_SERVER + "c = pair()[1]; os.close(2); os.dup(c.fileno())"),
-        "socket": py(_SERVER + "os.close(0); socket.socket()"),
-        "accept": py(_SERVER + "s, c = pair(); os.close(0); s.accept()"),
         "IPv6": py(_SERVER + "p = pair(socket.AF_INET6, '::1'); os.dup2(p[1].fileno(), 0)"),
         "vfork": py(_SERVER + "subprocess.run(['/bin/sh'], stdin=pair()[1])"),
         "bash": (
@@ -51,14 +49,21 @@ FIRES: dict[str, dict[str, Sequence[str]]] = {
     },
     "exec-from-memory": {
         "execveat": py(_MEMFD + "os.execve(fd, ['x'], {})"),
-        "a deleted file": sh("cp /bin/true x; exec 3<x; rm x; exec /proc/self/fd/3"),
+    },
+    "deleted-file-executed": {"by its descriptor": sh("cp /bin/true x; exec 3<x; rm x; exec /proc/self/fd/3")},
+    "memory-file-mapped": {
+        "mmap": py(_MEMFD + "import mmap; mmap.mmap(fd, 4096, prot=5, flags=2)"),
+        "the dynamic linker": py(
+            _MEMFD
+            + "os.set_inheritable(fd, True); os.execv('/lib64/ld-linux-x86-64.so.2', ['ld.so', f'/proc/self/fd/{fd}'])"
+        ),
     },
     "exec-from-shared-memory": {
         "its path": sh("cp /bin/true /dev/shm/x; /dev/shm/x"),
         "a relative path": sh("cd /dev/shm; cp /bin/true x; ./x"),
         "dots": sh("cp /bin/true /dev/shm/x; /tmp/../dev/./shm/x"),
     },
-    "process-memory-written": {
+    "process-memory-tried": {
         "self": py("open('/proc/self/mem', 'r+b')"),
         "a pid": py("import os; open(f'/proc/{os.getpid()}/mem', 'r+b')"),
         "a thread": py("open('/proc/thread-self/mem', 'r+b')"),
@@ -94,13 +99,18 @@ FIRES: dict[str, dict[str, Sequence[str]]] = {
     },
     "secrets-read": {
         "shadow": sh("cat /etc/shadow"),
-        "a key": sh("mkdir -p .ssh; echo k > /tmp/k; cat .ssh/id_rsa"),
-        "a relative path": sh("mkdir -p .aws; cd .aws; cat credentials"),
-        "a symlink": sh("mkdir -p .aws; echo k > .aws/credentials; ln -s .aws/credentials innocent; cat innocent"),
-        "a directory's symlink": sh("mkdir -p .ssh; echo k > .ssh/id; ln -s .ssh d; cat d/id"),
         "dots": sh("cat /usr/../etc/./shadow"),
         "a renamed tool": sh("cp /bin/cat innocent; ./innocent /etc/gshadow"),
-        "a bind's own path": sh("cd /etc; cat shadow"),
+        "a relative path": sh("cd /etc; cat shadow"),
+        "a number with more bits": py(_CALL + f"libc.syscall(ctypes.c_long({1 << 32 | 257}), -100, b'/etc/shadow', 0)"),
+        "a negative number": py(_CALL + f"libc.syscall(ctypes.c_long({257 - (1 << 63)}), -100, b'/etc/shadow', 0)"),
+    },
+    "keys-read": {
+        "a key": sh("mkdir -p .ssh; echo k > .ssh/id_rsa; cat .ssh/id_rsa"),
+        "a relative path": sh("mkdir -p .aws; cd .aws; echo k > credentials; cat credentials"),
+        "a symlink": sh("mkdir -p .aws; echo k > .aws/credentials; ln -s .aws/credentials innocent; cat innocent"),
+        "a directory's symlink": sh("mkdir -p .ssh; echo k > .ssh/id; ln -s .ssh d; cat d/id"),
+        "a renamed tool": sh("cp /bin/cat innocent; echo k > .netrc; ./innocent .netrc"),
     },
     "configuration-written": {
         "etc": sh("echo x > /etc/passwd"),
@@ -169,7 +179,9 @@ NEIGHBOURS: dict[str, Sequence[str]] = {
     ),
     "exec-from-memory": py(_MEMFD + "os.execv('/bin/true', ['true'])"),
     "exec-from-shared-memory": sh("cp /bin/true shm; ./shm; echo x > /dev/shm/x; cat /dev/shm/x"),
-    "process-memory-written": sh("head -c 0 /proc/self/mem; mkdir mem; echo x > mem/mem"),
+    "deleted-file-executed": sh("cp /bin/true x; ./x; rm x"),
+    "memory-file-mapped": py(_MEMFD + "import mmap; mmap.mmap(fd, 4096, prot=1, flags=2); mmap.mmap(-1, 4096, prot=5)"),
+    "process-memory-tried": sh("head -c 0 /proc/self/mem; mkdir mem; echo x > mem/mem"),
     "setuid-bit": sh("touch x; chmod 755 x; chmod 1777 .; mkdir -m 2755 d"),
     "credentials-risen": sh("id -u; su --version"),
     "kernel-helper-written": sh("cat /proc/sys/kernel/core_pattern; echo x > core_pattern"),
@@ -177,11 +189,10 @@ NEIGHBOURS: dict[str, Sequence[str]] = {
     "miner-pool": py(
         "import socket; s = socket.create_server(('127.0.0.1', 3333)); socket.create_connection(('127.0.0.1', 3333))"
     ),
-    "secrets-read": sh(
-        "mkdir -p x.ssh; echo k > x.ssh/id_rsa; cat x.ssh/id_rsa /etc/passwd; echo k > shadow; cat shadow"
-    ),
+    "secrets-read": sh("cat /etc/passwd; echo k > shadow; cat shadow; cd /etc; ls"),
+    "keys-read": sh("mkdir -p x.ssh; echo k > x.ssh/id_rsa; cat x.ssh/id_rsa; cat .netrc .ssh/id_rsa; true"),
     "configuration-written": sh(
-        "mkdir etc; echo x > etc/passwd; cat /etc/passwd; echo x > bashrc; ln -s /etc/passwd x"
+        "mkdir etc; echo x > etc/passwd; cat /etc/passwd; echo x > bashrc; ln -s /etc/passwd x; cd /etc; ls"
     ),
     "log-deleted": sh("touch log history; rm log; rm history"),
     "port-scan": py("import socket\nfor n in range(40):\n    socket.socket().connect_ex(('127.0.0.1', 9))"),
@@ -191,7 +202,7 @@ NEIGHBOURS: dict[str, Sequence[str]] = {
     ),
     "fork-rate": sh("for n in $(seq 50); do (true); done"),
     "refused-burst": py("import os\nfor n in range(20):\n    try: os.chroot('/')\n    except OSError: pass"),
-    "download-to-shell": sh("echo 'echo x' | sh"),
+    "download-to-shell": sh("cp /bin/echo curl; ./curl x; echo x | sh -c cat"),
     "downloader": sh("cp /bin/echo curls; ./curls curl"),
     "package-install": sh("pip --version || true"),
     "dropped-file-executed": sh("/bin/true"),

@@ -50,7 +50,15 @@ def execute(supervisor: Supervisor, argv: object, **options: object) -> RunResul
 
 
 def test_every_default_rule_is_tried() -> None:
-    elsewhere = {"credentials-risen", "shell-on-socket", "metadata-service", "link-local", "private-network", "mail"}
+    elsewhere = {
+        "process-memory-written",
+        "credentials-risen",
+        "shell-on-socket",
+        "metadata-service",
+        "link-local",
+        "private-network",
+        "mail",
+    }
     assert set(RULES) == set(FIRES) | elsewhere
     assert set(NEIGHBOURS) == set(FIRES) | {"credentials-risen"}
 
@@ -58,7 +66,7 @@ def test_every_default_rule_is_tried() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_it_fires(supervisor: Supervisor, case: Case) -> None:
     # `strict` has no memory files where they could be executed.
-    options = {"policy": UNBOUND} if case.id == "exec-from-memory: execveat" else {}
+    options = {"policy": UNBOUND} if case.rule in ("exec-from-memory", "memory-file-mapped") else {}
     result = execute(supervisor, case.argv, **options)
     rule = RULES[case.rule]
     assert result.trace.rules.get(case.rule), (result.detail, result.stderr, result.trace.rules)
@@ -120,11 +128,11 @@ def test_what_is_opened_counts_not_what_memory_holds(supervisor: Supervisor) -> 
     result = supervisor.execute([PYTHON, "-c", FLIPPING, str(count)], policy="strict", timeout=scaled(60))
     assert result.exit_code == 0, result.stderr
     secrets = int(result.stdout)
-    opened = [one for one in result.violations if one.rule == "secrets-read"]
+    opened = [one for one in result.violations if one.rule == "keys-read"]
     assert secrets and min(secrets, 1990) <= len(opened), (secrets, len(opened))
     assert all(one.path.endswith("/.ssh/key") for one in opened)
     made = 1  # by the program itself, to write it
-    assert result.trace.rules["secrets-read"] == secrets + made
+    assert result.trace.rules["keys-read"] == secrets + made
 
 
 def test_a_user_that_is_not_the_runs(daemon: Daemon) -> None:

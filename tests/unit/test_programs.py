@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import wait
 from pathlib import Path
@@ -42,16 +45,38 @@ def sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-@pytest.mark.parametrize("slow", [False, True])
-def test_what_was_executed(hasher: Hasher, root: int, tmp_path: Path, slow: bool) -> None:
+@pytest.mark.parametrize(("slow", "fixed"), [(False, True), (False, False), (True, False)])
+def test_what_was_executed(hasher: Hasher, root: int, tmp_path: Path, slow: bool, fixed: bool) -> None:
     one, two = make(tmp_path / "bin/one", b"1" * 3_000_000), make(tmp_path / "two", b"")
-    programs = Programs(hasher, [Below("/", root, slow)])
+    programs = Programs(hasher, [Below("/", root, slow, fixed)])
     for path, version in (("/bin/one", one), ("/two", two), ("/bin/one", one)):
         programs.add(path, version)
     assert digests(programs) == [("/bin/one", sha(b"1" * 3_000_000), 2), ("/two", sha(b""), 1)]
-    again = Programs(hasher, [])
+    (tmp_path / "bin/one").unlink()
+    again = Programs(hasher, [Below("/", root, slow, fixed)])
     again.add("/bin/one", one)
-    assert digests(again) == [("/bin/one", sha(b"1" * 3_000_000), 1)], "known from the run before"
+    digest = sha(b"1" * 3_000_000) if fixed else ""
+    assert digests(again) == [("/bin/one", digest, 1)], "known from the run before, where nobody can write"
+
+
+def test_what_a_shared_mapping_changes_is_seen_at_the_next_execution(hasher: Hasher, tmp_path: Path) -> None:
+    """On tmpfs it moves neither ctime nor size."""
+    directory = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY)
+    try:
+        version = make(directory / "x", b"benign" * 1000)
+        programs = Programs(hasher, [Below("/", fd)])
+        programs.add("/x", version)
+        wait(programs.pending())
+        with (directory / "x").open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+            memory[:6] = b"malign"
+        programs.add("/x", Version.of((directory / "x").stat()))
+        assert [digest for _, digest, _ in digests(programs)] == [
+            *(sha(b"benign" * 1000), sha(b"malign" + b"benign" * 999)),
+        ]
+    finally:
+        os.close(fd)
+        shutil.rmtree(directory)
 
 
 def test_the_innermost_place_counts(hasher: Hasher, root: int, tmp_path: Path) -> None:
