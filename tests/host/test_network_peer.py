@@ -31,6 +31,8 @@ from tests.host.daemon_fixture import Daemon, scaled
 from tests.host.network_ways import BASE_PORT, GROUP4, GROUP6, PROGRAM, WAYS
 from tests.leaks import Snapshot
 
+pytestmark = pytest.mark.slow  # every way under every policy, with waits
+
 PYTHON = "/usr/bin/python3"
 HERE4, HERE6 = "198.51.100.1", "2001:db8:5e::1"
 ALLOWED4, ALLOWED6 = "198.51.100.2", "2001:db8:5e::2"

@@ -30,6 +30,8 @@ from tests.host.daemon_fixture import Daemon, LiveRun, RunStub, fewer, host_proc
 from tests.host.witnesses import launchers
 from tests.leaks import bpf_objects
 
+pytestmark = pytest.mark.slow  # floods of millions
+
 PYTHON = "/usr/bin/python3"
 FLOODERS = 4
 FULL, SUMMARY = run_pb2.TRACE_LEVEL_FULL, run_pb2.TRACE_LEVEL_SUMMARY
@@ -71,7 +73,7 @@ class Innocent:
     def __init__(self, daemon: Daemon, level: run_pb2.TraceLevel) -> None:
         self._daemon = daemon
         self._full = level == FULL
-        self._run = LiveRun(daemon, spec(PYTHON, "-c", INNOCENT, wall_seconds=200, trace=level, agent="innocent"))
+        self._run = LiveRun(daemon, spec(PYTHON, "-c", INNOCENT, wall_seconds=900, trace=level, agent="innocent"))
         self._run.wait_started()
         self.rounds = 0
 
