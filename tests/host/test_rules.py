@@ -110,7 +110,7 @@ def test_a_memory_file_under_any_name(supervisor: Supervisor) -> None:
     ):
         result = supervisor.execute([PYTHON, "-c", memory + text], policy=UNBOUND, timeout=scaled(30))
         if b"Permission denied" not in result.stderr:
-            assert [one.rule for one in result.violations] == ["exec-from-memory"], (text, result.stderr)
+            assert "exec-from-memory" in [one.rule for one in result.violations], (text, result.stderr)
             assert result.outcome == "violation"
 
 
