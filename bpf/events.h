@@ -31,6 +31,7 @@ enum noticed {
 	NOTICED_MAP = 4,
 	NOTICED_MEMFD = 5,
 	NOTICED_IO_URING = 6,
+	NOTICED_HOW = 7, /* struct open_how has one */
 };
 
 #define MODE_AT(index) (NOTICED_MODE | (index) << 4)
@@ -54,6 +55,7 @@ static const __u8 noticed_calls[SYSCALL_SLOTS] = {
 	[319] = NOTICED_MEMFD,	    /* memfd_create */
 	[329] = NOTICED_PROTECT,    /* pkey_mprotect */
 	[425] = NOTICED_IO_URING,   /* io_uring_setup */
+	[437] = NOTICED_HOW,	    /* openat2 */
 	[452] = MODE_AT(2),	    /* fchmodat2 */
 };
 
@@ -76,6 +78,17 @@ static __always_inline int is_network_socket(struct file *file)
 	return family == AF_INET || family == AF_INET6;
 }
 
+/* Only what makes a file has a mode among the arguments of open(2). */
+#define MAKES_FILE (O_CREAT | TMPFILE)
+
+static __noinline __u32 marks_of_how(unsigned long pointer)
+{
+	__u64 flags_and_mode[2] = {}; /* as struct open_how begins */
+
+	bpf_probe_read_user(flags_and_mode, sizeof(flags_and_mode), (void *)pointer);
+	return flags_and_mode[0] & MAKES_FILE && flags_and_mode[1] & S_ISUID ? MARK_SETUID_BIT : 0;
+}
+
 __noinline __u32 marks_of_call(long nr, long result)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
@@ -88,10 +101,11 @@ __noinline __u32 marks_of_call(long nr, long result)
 			return MARK_SOCKET;
 		return 0;
 	case NOTICED_MODE:
-		/* Only what makes a file has a mode among the arguments of open(2). */
-		if ((nr == NR_OPEN || nr == NR_OPENAT) && !(open_flags(regs, nr) & O_CREAT))
+		if ((nr == NR_OPEN || nr == NR_OPENAT) && !(open_flags(regs, nr) & MAKES_FILE))
 			return 0;
 		return argument(regs, what >> 4) & S_ISUID ? MARK_SETUID_BIT : 0;
+	case NOTICED_HOW:
+		return marks_of_how(regs->dx);
 	case NOTICED_PROTECT:
 		if (result || !(regs->dx & PROT_EXEC))
 			return 0;
@@ -117,16 +131,14 @@ __noinline int note_call(struct run_entry *run, struct run_counts *counts, __u64
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
-	struct event_record *record;
-	int first;
+	struct event_record *record = 0;
 
 	if (!run || !counts)
 		return 0;
-	first = is_first(run);
-	if (first)
-		record = bpf_ringbuf_reserve(&priority, sizeof(*record), 0);
-	else
-		record = bpf_ringbuf_reserve(&details, sizeof(*record), 0);
+	if (is_first(run))
+		record = reserve_priority(counts, sizeof(*record));
+	if (!record)
+		record = reserve_details(counts, sizeof(*record));
 	if (!record) {
 		count(&counts->dropped);
 		count(&counts->unnoted);
@@ -146,7 +158,7 @@ __noinline int note_call(struct run_entry *run, struct run_counts *counts, __u64
 	record->args[5] = regs->r9;
 	bpf_get_current_comm(record->comm, sizeof(record->comm));
 	count(&counts->seen);
-	bpf_ringbuf_submit(record, first ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+	bpf_ringbuf_submit(record, wakes(run));
 	return 0;
 }
 

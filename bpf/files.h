@@ -8,18 +8,25 @@
 
 #define PATHS_AT(first, second) ((first) + 1 | ((second) + 1) << 4)
 #define PATH_AT(first)		((first) + 1)
+#define BY_DESCRIPTOR		0x08 /* its first argument is the open file itself */
 #define OPENS			0x80
 
-#define NR_OPEN	    2
-#define NR_CHDIR    80
-#define NR_RMDIR    84
-#define NR_CREAT    85
-#define NR_UNLINK   87
-#define NR_CHROOT   161
-#define NR_UNLINKAT 263
-#define NR_EXECVE   59
-#define NR_EXECVEAT 322
-#define NR_OPENAT2  437
+#define NR_OPEN	     2
+#define NR_CHDIR     80
+#define NR_RMDIR     84
+#define NR_CREAT     85
+#define NR_UNLINK    87
+#define NR_CHROOT    161
+#define NR_UNLINKAT  263
+#define NR_RENAMEAT  264
+#define NR_LINKAT    265
+#define NR_SYMLINKAT 266
+#define NR_RENAMEAT2 316
+#define NR_OPENAT    257
+#define NR_FIRST_AT  NR_OPENAT
+#define NR_EXECVE    59
+#define NR_EXECVEAT  322
+#define NR_OPENAT2   437
 
 #define EPERM  1
 #define EACCES 13
@@ -29,6 +36,7 @@
 #define O_RDWR	    00000002
 #define O_CREAT	    00000100
 #define O_TRUNC	    00001000
+#define TMPFILE	    020000000 /* __O_TMPFILE */
 #define FMODE_WRITE 2
 
 #define TMPFS_MAGIC 0x01021994
@@ -38,6 +46,7 @@ static const __u8 file_calls[SYSCALL_SLOTS] = {
 	[2] = OPENS | PATH_AT(0),   /* open */
 	[59] = PATH_AT(0),	    /* execve */
 	[76] = PATH_AT(0),	    /* truncate */
+	[77] = BY_DESCRIPTOR,	    /* ftruncate */
 	[80] = PATH_AT(0),	    /* chdir */
 	[82] = PATHS_AT(0, 1),	    /* rename */
 	[83] = PATH_AT(0),	    /* mkdir */
@@ -47,11 +56,18 @@ static const __u8 file_calls[SYSCALL_SLOTS] = {
 	[87] = PATH_AT(0),	    /* unlink */
 	[88] = PATHS_AT(0, 1),	    /* symlink */
 	[90] = PATH_AT(0),	    /* chmod */
+	[91] = BY_DESCRIPTOR,	    /* fchmod */
 	[92] = PATH_AT(0),	    /* chown */
+	[93] = BY_DESCRIPTOR,	    /* fchown */
 	[94] = PATH_AT(0),	    /* lchown */
 	[133] = PATH_AT(0),	    /* mknod */
 	[161] = PATH_AT(0),	    /* chroot */
 	[188] = PATH_AT(0),	    /* setxattr */
+	[189] = PATH_AT(0),	    /* lsetxattr */
+	[190] = BY_DESCRIPTOR,	    /* fsetxattr */
+	[197] = PATH_AT(0),	    /* removexattr */
+	[198] = PATH_AT(0),	    /* lremovexattr */
+	[199] = BY_DESCRIPTOR,	    /* fremovexattr */
 	[257] = OPENS | PATH_AT(1), /* openat */
 	[258] = PATH_AT(1),	    /* mkdirat */
 	[259] = PATH_AT(1),	    /* mknodat */
@@ -79,6 +95,31 @@ static __always_inline unsigned long argument(struct pt_regs *regs, __u32 index)
 	default:
 		return regs->r10;
 	}
+}
+
+#define AT_FDCWD -100 /* fcntl.h */
+
+/* The descriptors that a call's first and second path are relative to. */
+static __always_inline int first_directory(struct pt_regs *regs, long nr)
+{
+	return nr >= NR_FIRST_AT && nr != NR_SYMLINKAT ? (int)regs->di : AT_FDCWD;
+}
+
+static __always_inline int second_directory(struct pt_regs *regs, long nr)
+{
+	if (nr == NR_RENAMEAT || nr == NR_LINKAT || nr == NR_RENAMEAT2)
+		return (int)regs->dx;
+	return nr == NR_SYMLINKAT ? (int)regs->si : AT_FDCWD;
+}
+
+static __always_inline unsigned long first_path(struct pt_regs *regs, __u8 kind)
+{
+	return argument(regs, (kind & 7) - 1);
+}
+
+static __always_inline unsigned long second_path(struct pt_regs *regs, __u8 kind)
+{
+	return argument(regs, (kind >> 4 & 7) - 1);
 }
 
 /* Of numbers alone: the compiler would merge loads from memory of two kinds, which the verifier
@@ -116,54 +157,91 @@ static __always_inline void fill_file(struct file_record *record, struct task_st
 	record->marks = 0;
 	record->cwd_size = 0;
 	record->flags = kind & OPENS ? open_flags(regs, nr) : 0;
-	if (kind & OPENS && result >= 0) {
+	if (kind & BY_DESCRIPTOR || (kind & OPENS && result >= 0)) {
+		long fd = kind & OPENS ? result : (long)(int)regs->di;
+
 		record->resolved = 1;
-		record->path_size = resolve(file_of(task, result), record->path);
+		record->path_size = resolve(file_of(task, fd), record->path);
 		return;
 	}
-	length = bpf_probe_read_user_str(record->path, PATH_SIZE,
-					 (void *)argument(regs, (kind & 7) - 1));
+	length = bpf_probe_read_user_str(record->path, PATH_SIZE, (void *)first_path(regs, kind));
 	record->path_size = length > 0 ? (__u32)length : 0;
 }
 
-static __always_inline void fill_second(char second[PATH_SIZE], struct pt_regs *regs, __u8 kind)
+static __always_inline void fill_path(char *path, __u32 size, unsigned long pointer)
 {
-	if (bpf_probe_read_user_str(second, PATH_SIZE,
-				    (void *)argument(regs, (kind >> 4 & 7) - 1)) < 0)
-		second[0] = 0;
+	if (bpf_probe_read_user_str(path, size, (void *)pointer) < 0)
+		path[0] = 0;
 }
 
-/* What a rule looks for: at once, with all that its name depends on. */
+static __always_inline __u32 fill_base(struct task_struct *task, int directory,
+				       char path[PATH_SIZE])
+{
+	struct base base = base_of(task, directory);
+
+	return resolve_path((unsigned long)base.mount, (unsigned long)base.dentry,
+			    (struct path_names *)path);
+}
+
+/* With all that its names depend on. */
+static __always_inline void fill_placed(struct placed_file_record *record, struct task_struct *task,
+					struct pt_regs *regs, __u64 cgroup, long nr, __u8 kind,
+					long result, __u32 marks, __u16 size)
+{
+	fill_file(&record->first, task, regs, cgroup, nr, kind, result, size);
+	record->first.marks = marks;
+	record->second[0] = 0;
+	record->second_cwd_size = 0;
+	if (!record->first.resolved)
+		record->first.cwd_size = fill_base(task, first_directory(regs, nr), record->cwd);
+	if (kind & 0x70) {
+		fill_path(record->second, PATH_SIZE, second_path(regs, kind));
+		record->second_cwd_size =
+			fill_base(task, second_directory(regs, nr), record->second_cwd);
+	}
+}
+
+/* What a rule looks for: at once. */
 static __always_inline void note_file(struct run_entry *run, struct run_counts *counts,
 				      struct task_struct *task, struct pt_regs *regs, __u64 cgroup,
 				      long nr, __u8 kind, long result, __u32 marks)
 {
-	int first = is_first(run);
-	struct placed_file_record *record;
+	struct placed_file_record *record = 0;
 
-	if (first)
-		record = bpf_ringbuf_reserve(&priority, sizeof(*record), 0);
-	else
-		record = bpf_ringbuf_reserve(&details, sizeof(*record), 0);
+	if (is_first(run))
+		record = reserve_priority(counts, sizeof(*record));
+	if (!record)
+		record = reserve_details(counts, sizeof(*record));
 	if (!record) {
 		count(&counts->dropped);
 		count(&counts->unnoted);
 		return;
 	}
-	fill_file(&record->first, task, regs, cgroup, nr, kind, result, sizeof(*record));
-	record->first.marks = marks;
+	fill_placed(record, task, regs, cgroup, nr, kind, result, marks, sizeof(*record));
+	count(&counts->seen);
+	bpf_ringbuf_submit(record, wakes(run));
+}
+
+/* Never by the priority ring: it takes the room of eight. */
+static __always_inline void note_long_file(struct run_entry *run, struct run_counts *counts,
+					   struct task_struct *task, struct pt_regs *regs,
+					   __u64 cgroup, long nr, __u8 kind, long result,
+					   __u32 marks)
+{
+	struct long_file_record *record = reserve_details(counts, sizeof(*record));
+
+	if (!record) {
+		count(&counts->dropped);
+		count(&counts->unnoted);
+		return;
+	}
+	fill_placed(&record->placed, task, regs, cgroup, nr, kind, result, marks, sizeof(*record));
+	fill_path(record->path, LONG_PATH_SIZE, first_path(regs, kind));
 	record->second[0] = 0;
 	if (kind & 0x70)
-		fill_second(record->second, regs, kind);
-	if (!record->first.resolved) {
-		struct base base = base_of(task, regs, nr);
-
-		record->first.cwd_size =
-			resolve_path((unsigned long)base.mount, (unsigned long)base.dentry,
-				     (struct path_names *)record->cwd);
-	}
+		fill_path(record->second, LONG_PATH_SIZE, second_path(regs, kind));
 	count(&counts->seen);
-	bpf_ringbuf_submit(record, first ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+	bpf_ringbuf_submit(record, is_first(run) ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 }
 
 static __always_inline void record_file(struct run_counts *counts, struct task_struct *task,
@@ -171,18 +249,18 @@ static __always_inline void record_file(struct run_counts *counts, struct task_s
 					long result)
 {
 	if (kind & 0x70) {
-		struct two_file_record *record = bpf_ringbuf_reserve(&details, sizeof(*record), 0);
+		struct two_file_record *record = reserve_details(counts, sizeof(*record));
 
 		if (!record) {
 			count(&counts->dropped);
 			return;
 		}
 		fill_file(&record->first, task, regs, cgroup, nr, kind, result, sizeof(*record));
-		fill_second(record->second, regs, kind);
+		fill_path(record->second, PATH_SIZE, second_path(regs, kind));
 		count(&counts->seen);
 		bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 	} else {
-		struct file_record *record = bpf_ringbuf_reserve(&details, sizeof(*record), 0);
+		struct file_record *record = reserve_details(counts, sizeof(*record));
 
 		if (!record) {
 			count(&counts->dropped);
@@ -216,6 +294,28 @@ static __always_inline __u32 marks_of_program(struct file *file)
 	return MARK_EXEC_DELETED;
 }
 
+static __always_inline __u32 names_of_file(struct file *file, __u32 rules)
+{
+	return names_of_path((unsigned long)BPF_CORE_READ(file, f_path.mnt),
+			     (unsigned long)BPF_CORE_READ(file, f_path.dentry), rules);
+}
+
+/* Of a path as given, with those of the directory that it begins in. */
+static __always_inline __u32 names_of_given(struct task_struct *task, unsigned long path,
+					    int directory, __u32 rules)
+{
+	__u32 found = names_of_words(path, rules);
+
+	if (is_relative(path)) {
+		struct base base = base_of(task, directory);
+
+		found |= names_of_path((unsigned long)base.mount, (unsigned long)base.dentry,
+				       rules) &
+			 ((1 << NAME_CLASS_SHIFT) - 1);
+	}
+	return found;
+}
+
 /* What of a call about files somebody wants to hear of: bits of enum mark. Counts what was opened.
  */
 __noinline __u32 marks_of_file_call(struct run_entry *run, struct run_counts *counts, long nr,
@@ -243,29 +343,28 @@ __noinline __u32 marks_of_file_call(struct run_entry *run, struct run_counts *co
 
 		if (!(BPF_CORE_READ(file, f_mode) & FMODE_WRITE))
 			use = NAME_READ;
-		found = names_of_path((unsigned long)BPF_CORE_READ(file, f_path.mnt),
-				      (unsigned long)BPF_CORE_READ(file, f_path.dentry),
-				      run->rules);
+		found = names_of_file(file, run->rules);
 		count_open(counts, found, use == NAME_WRITE);
+	} else if (kind & BY_DESCRIPTOR) {
+		if (run->wake & MARK_NAME)
+			found = names_of_file(file_of(task, (int)regs->di), run->rules);
 	} else if (run->wake & MARK_NAME) {
 		if (kind & OPENS &&
 		    !(open_flags(regs, nr) & (O_WRONLY | O_RDWR | O_CREAT | O_TRUNC)))
 			use = NAME_READ;
-		found = names_of_words(argument(regs, (kind & 7) - 1), run->rules);
-		if (is_relative(argument(regs, (kind & 7) - 1))) {
-			struct base base = base_of(task, regs, nr);
-
-			found |= names_of_path((unsigned long)base.mount,
-					       (unsigned long)base.dentry, run->rules);
-		}
+		found = names_of_given(task, first_path(regs, kind), first_directory(regs, nr),
+				       run->rules);
 		if (kind & 0x70)
-			found |= names_of_words(argument(regs, (kind >> 4 & 7) - 1), run->rules);
+			found |= names_of_given(task, second_path(regs, kind),
+						second_directory(regs, nr), run->rules);
+		if (found & NAME_LONG)
+			marks |= MARK_LONG;
 	}
 	if (found & use)
 		marks |= MARK_NAME;
 	if (result >= 0 && (nr == NR_UNLINK || nr == NR_UNLINKAT || nr == NR_RMDIR))
 		marks |= MARK_UNLINK;
-	return marks & run->wake;
+	return marks & run->wake ? marks & (run->wake | MARK_LONG) : 0;
 }
 
 /* `marks` is what marks_of_file_call() said. Called beside it, not around it: frames add up. */
@@ -280,7 +379,10 @@ __noinline int on_file_call(struct run_entry *run, struct run_counts *counts, __
 	if (!run || !counts)
 		return 0;
 	if (marks) {
-		note_file(run, counts, task, regs, cgroup, nr, kind, result, marks);
+		if (marks & MARK_LONG)
+			note_long_file(run, counts, task, regs, cgroup, nr, kind, result, marks);
+		else
+			note_file(run, counts, task, regs, cgroup, nr, kind, result, marks);
 		if (marks & run->kill)
 			doom(run);
 	} else if ((nr != NR_EXECVE && nr != NR_EXECVEAT) || result < 0) {

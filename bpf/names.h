@@ -53,17 +53,30 @@ static long look_step(__u32 index, void *context)
 	return 0;
 }
 
+/* Room for one path in the caller's memory: whoever is called here is not interrupted by another.
+ */
+struct long_path {
+	char text[LONG_PATH_SIZE];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct long_path);
+} scratch SEC(".maps");
+
 /* The same of a path in the caller's memory, name by name. */
 struct scan {
 	struct meaning meaning;
 	__u32 start; /* of the name that is being read */
-	char path[PATH_SIZE];
+	char *path;
 };
 
 static long scan_step(__u32 index, void *context)
 {
 	struct scan *scan = context;
-	char c = scan->path[index & (PATH_SIZE - 1)];
+	char c = scan->path[index & (LONG_PATH_SIZE - 1)];
 	__u64 length;
 
 	if (c && c != '/')
@@ -76,7 +89,7 @@ static long scan_step(__u32 index, void *context)
 		length = NAME_KEY_SIZE - 1;
 	__builtin_memset(scan->meaning.key.name, 0, NAME_KEY_SIZE);
 	if (length && !bpf_probe_read_kernel(scan->meaning.key.name, length,
-					     scan->path + (scan->start & (PATH_SIZE - 1))))
+					     scan->path + (scan->start & (LONG_PATH_SIZE - 1))))
 		look_at(&scan->meaning);
 	scan->start = index + 1;
 	return !c;
@@ -89,11 +102,18 @@ static long scan_step(__u32 index, void *context)
 __noinline __u32 names_of_words(unsigned long pointer, __u32 rules)
 {
 	struct scan scan = {.meaning.key.rules = rules};
-	long length = bpf_probe_read_user_str(scan.path, PATH_SIZE, (void *)pointer);
+	__u32 zero = 0, found;
+	struct long_path *path = bpf_map_lookup_elem(&scratch, &zero);
+	long length;
 
+	if (!path)
+		return 0;
+	scan.path = path->text;
+	length = bpf_probe_read_user_str(path->text, LONG_PATH_SIZE, (void *)pointer);
 	if (length > 0)
 		bpf_loop((__u32)length, scan_step, &scan, 0);
-	return scan.meaning.found & ((1 << NAME_CLASS_SHIFT) - 1);
+	found = scan.meaning.found & ((1 << NAME_CLASS_SHIFT) - 1);
+	return length > PATH_SIZE ? found | NAME_LONG : found;
 }
 
 __noinline __u32 names_of_path(unsigned long mount, unsigned long dentry, __u32 rules)

@@ -131,7 +131,7 @@ static __always_inline int on_address(struct bpf_sock_addr *ctx, __u32 operation
 	counts = counts_of(run);
 	if (!counts)
 		return allowed;
-	record = bpf_ringbuf_reserve(&details, sizeof(*record), 0);
+	record = reserve_details(counts, sizeof(*record));
 	if (!record) {
 		count(&counts->dropped);
 		return allowed;
@@ -229,7 +229,7 @@ denied:
 	counts = counts_of(run);
 	if (!counts)
 		return DENIED;
-	record = bpf_ringbuf_reserve(&details, sizeof(*record), 0);
+	record = reserve_details(counts, sizeof(*record));
 	if (!record) {
 		count(&counts->dropped);
 		return DENIED;

@@ -8,10 +8,6 @@
 #define NAME_SIZE 64
 #define MAX_DEPTH 32
 
-#define NR_OPENAT    257
-#define NR_FIRST_AT  NR_OPENAT
-#define NR_SYMLINKAT 266
-
 static __always_inline struct file *file_of(struct task_struct *task, long fd)
 {
 	struct file **table = BPF_CORE_READ(task, files, fdt, fd);
@@ -86,18 +82,17 @@ static __always_inline __u32 resolve(struct file *file, char path[PATH_SIZE])
 			    (struct path_names *)path);
 }
 
-/* Where relative names of a call begin. */
 struct base {
 	struct vfsmount *mount;
 	struct dentry *dentry;
 };
 
-static __always_inline struct base base_of(struct task_struct *task, struct pt_regs *regs, long nr)
+/* Where relative names begin: in the directory of that descriptor, or in the current one. */
+static __always_inline struct base base_of(struct task_struct *task, int directory)
 {
-	int directory = (int)regs->di;
 	struct base base;
 
-	if (nr >= NR_FIRST_AT && nr != NR_SYMLINKAT && directory >= 0) {
+	if (directory >= 0) {
 		struct file *file = file_of(task, directory);
 
 		base.mount = BPF_CORE_READ(file, f_path.mnt);

@@ -24,10 +24,12 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 /* Named so that the object's type information has them: the daemon's side is compared with it. */
 const struct exec_record *exec_record_type __attribute__((unused));
+const struct long_exec_record *long_exec_record_type __attribute__((unused));
 const struct fork_record *fork_record_type __attribute__((unused));
 const struct exit_record *exit_record_type __attribute__((unused));
 const struct event_record *event_record_type __attribute__((unused));
 const struct placed_file_record *placed_file_record_type __attribute__((unused));
+const struct long_file_record *long_file_record_type __attribute__((unused));
 const struct two_file_record *two_file_record_type __attribute__((unused));
 const struct flight_call *flight_call_type __attribute__((unused));
 const struct network_record *network_record_type __attribute__((unused));

@@ -24,6 +24,26 @@ static __always_inline __u64 changed_ns(struct file *file)
 	       (__u64)BPF_CORE_READ(old, i_ctime.tv_nsec);
 }
 
+#define FD_NAME_SIZE 40
+
+/* The number that "/dev/fd/3" or "/proc/self/fd/3" ends with; -1 where `name` does not. */
+__noinline int descriptor_in(unsigned long name)
+{
+	char text[FD_NAME_SIZE] = {};
+	int number = -1;
+
+	bpf_probe_read_kernel_str(text, sizeof(text), (void *)name);
+	for (int i = 1; i < FD_NAME_SIZE && text[i]; i++) {
+		int digit = text[i] - '0';
+
+		if (text[i] == '/')
+			number = text[i - 1] == 'd' ? 0 : -1;
+		else if (number >= 0)
+			number = digit >= 0 && digit <= 9 ? number * 10 + digit : -1;
+	}
+	return number;
+}
+
 static __always_inline __u32 marks_of_exec(struct task_struct *task, struct run_entry *run,
 					   struct linux_binprm *bprm)
 {
@@ -37,22 +57,58 @@ static __always_inline __u32 marks_of_exec(struct task_struct *task, struct run_
 		if (stream && !fd && (BPF_CORE_READ(stream, f_inode, i_mode) & S_IFMT) == S_IFIFO)
 			marks |= MARK_PIPED;
 	}
-	if (bprm->filename != bprm->interp)
+	if (bprm->filename != bprm->interp) {
+		int script = descriptor_in((unsigned long)BPF_CORE_READ(bprm, filename));
+
 		marks |= MARK_SCRIPT;
+		/* The file is the interpreter's, which reads the script by that name. */
+		if (script >= 0)
+			marks |= marks_of_program(file_of(task, script));
+	}
 	if (run->uid && task->cred->euid.val != run->uid)
 		marks |= MARK_CREDENTIALS;
 	return marks;
 }
 
+static __always_inline void fill_argv(char *argv, __u64 room, struct exec_record *record,
+				      unsigned long start, unsigned long size)
+{
+	record->argv_size = 0;
+	if (size > room)
+		size = room;
+	if (size && !bpf_probe_read_user(argv, size & (2 * room - 1), (void *)start))
+		record->argv_size = (__u32)size;
+}
+
+static __always_inline void fill_exec(struct exec_record *record, struct task_struct *task,
+				      struct linux_binprm *bprm, __u64 cgroup, __u32 marks,
+				      __u16 size)
+{
+	struct file *file = bprm->file;
+
+	fill_head(&record->head, task, cgroup, RECORD_EXEC, size);
+	record->parent = own_number(task->real_parent);
+	bpf_get_current_comm(record->comm, sizeof(record->comm));
+	if (bpf_probe_read_kernel_str(record->path, sizeof(record->path), bprm->filename) < 0)
+		record->path[0] = 0;
+	record->marks = marks;
+	record->device = BPF_CORE_READ(file, f_inode, i_sb, s_dev);
+	record->inode = BPF_CORE_READ(file, f_inode, i_ino);
+	record->size = (__u64)BPF_CORE_READ(file, f_inode, i_size);
+	record->changed_ns = changed_ns(file);
+	record->file_size = resolve(file, record->file);
+	record->cwd_size = record->path[0] == '/' ? 0 : fill_base(task, AT_FDCWD, record->cwd);
+}
+
 SEC("tp_btf/sched_process_exec")
 int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
 {
+	struct long_exec_record *longer = 0;
 	struct run_counts *counts;
 	struct exec_record *record;
 	struct run_entry *run;
 	unsigned long start, size;
-	struct file *file;
-	__u64 cgroup;
+	__u64 cgroup, wakes;
 	__u32 marks;
 
 	run = run_of(task, &cgroup);
@@ -63,41 +119,28 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 		return 0;
 	if (!run->init_tgid)
 		run->init_tgid = (__u32)task->real_parent->tgid;
-	file = bprm->file;
 	marks = marks_of_exec(task, run, bprm);
-	record = bpf_ringbuf_reserve(&priority, sizeof(*record), 0);
-	if (!record) {
-		count(&counts->dropped);
-		if (marks & run->kill)
-			doom(run);
-		return 0;
-	}
-	fill_head(&record->head, task, cgroup, RECORD_EXEC, sizeof(*record));
-	record->parent = own_number(task->real_parent);
-	bpf_get_current_comm(record->comm, sizeof(record->comm));
-	if (bpf_probe_read_kernel_str(record->path, sizeof(record->path), bprm->filename) < 0)
-		record->path[0] = 0;
+	wakes = marks & run->wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
 	start = task->mm->arg_start;
 	size = task->mm->arg_end - start;
-	if (size > sizeof(record->argv))
-		size = sizeof(record->argv);
-	record->argv_size = 0;
-	if (size && !bpf_probe_read_user(record->argv, size & (2 * PATH_SIZE - 1), (void *)start))
-		record->argv_size = (__u32)size;
-	record->marks = marks;
-	record->device = BPF_CORE_READ(file, f_inode, i_sb, s_dev);
-	record->inode = BPF_CORE_READ(file, f_inode, i_ino);
-	record->size = (__u64)BPF_CORE_READ(file, f_inode, i_size);
-	record->changed_ns = changed_ns(file);
-	record->file_size = resolve(file, record->file);
-	record->cwd_size =
-		record->path[0] == '/'
-			? 0
-			: resolve_path((unsigned long)BPF_CORE_READ(task, fs, pwd.mnt),
-				       (unsigned long)BPF_CORE_READ(task, fs, pwd.dentry),
-				       (struct path_names *)record->cwd);
-	count(&counts->seen);
-	bpf_ringbuf_submit(record, marks & run->wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+	if (size > PATH_SIZE)
+		longer = reserve_priority(counts, sizeof(*longer));
+	if (longer) {
+		fill_exec(&longer->exec, task, bprm, cgroup, marks, sizeof(*longer));
+		fill_argv(longer->argv, LONG_ARGV_SIZE, &longer->exec, start, size);
+		count(&counts->seen);
+		bpf_ringbuf_submit(longer, wakes);
+	} else {
+		record = reserve_priority(counts, sizeof(*record));
+		if (record) {
+			fill_exec(record, task, bprm, cgroup, marks, sizeof(*record));
+			fill_argv(record->argv, PATH_SIZE, record, start, size);
+			count(&counts->seen);
+			bpf_ringbuf_submit(record, wakes);
+		} else {
+			count(&counts->dropped);
+		}
+	}
 	if (marks & run->kill)
 		doom(run);
 	return 0;
@@ -117,7 +160,7 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	counts = counts_of(run);
 	if (!counts)
 		return 0;
-	record = bpf_ringbuf_reserve(&priority, sizeof(*record), 0);
+	record = reserve_priority(counts, sizeof(*record));
 	if (!record) {
 		count(&counts->dropped);
 		return 0;
@@ -157,7 +200,7 @@ int BPF_PROG(on_exit, struct task_struct *task)
 		if (run->level == LEVEL_FULL)
 			record_syscall(counts, task, cgroup, regs, nr, abi, 0);
 	}
-	record = bpf_ringbuf_reserve(&priority, sizeof(*record), 0);
+	record = reserve_priority(counts, sizeof(*record));
 	if (!record) {
 		count(&counts->dropped);
 		return 0;

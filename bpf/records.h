@@ -56,6 +56,7 @@ enum mark {
 	MARK_PIPED = 1 << 15,	    /* descriptor 0 is a pipe when a program is executed */
 	MARK_EXEC_SOCKET = 1 << 16, /* 0, 1 or 2 is such a socket then */
 	MARK_MAP_MEMFD = 1 << 17,   /* memory of memfd_create(2) mapped to be executed */
+	MARK_LONG = 1 << 18,	    /* a path does not fit into PATH_SIZE; no rule asks for it */
 };
 
 #define NOTED_MAX 4096 /* of one run, told at once; the rest waits its turn */
@@ -73,6 +74,7 @@ enum name_use {
 	NAME_READ = 1,
 	NAME_WRITE = 2,
 	NAME_EXEC = 4,
+	NAME_LONG = 8, /* of a path as given: longer than PATH_SIZE */
 };
 #define NAME_CLASS_SHIFT 8
 #define FILE_CLASSES	 16
@@ -94,13 +96,24 @@ struct syscall_count {
 	__u64 failed;
 };
 
+enum ring {
+	RING_PRIORITY,
+	RING_DETAILS,
+	RING_BULK,
+	RINGS,
+};
+
+#define RECORD_OVERHEAD 8 /* BPF_RINGBUF_HDR_SZ */
+
 struct run_counts {
 	struct syscall_count syscalls[SYSCALL_SLOTS];
-	__u64 seen;    /* records put into a ring */
-	__u64 dropped; /* records that found it full */
-	__u64 flown;   /* calls written to the flight recorder */
-	__u64 unnoted; /* of the dropped, those that a rule had asked for */
-	__u64 pad[4];
+	__u64 seen;	    /* records put into a ring other than bulk, where `given` says it */
+	__u64 dropped;	    /* records that found it full */
+	__u64 flown;	    /* calls written to the flight recorder */
+	__u64 unnoted;	    /* of the dropped, those that a rule had asked for */
+	__u64 given[RINGS]; /* bytes put into each ring, RECORD_OVERHEAD a record among them */
+	__u64 taken[RINGS]; /* bytes read of them: the daemon's to say */
+	__u64 pad[6];
 	struct file_count files[FILE_CLASSES]; /* opened, by class */
 };
 
@@ -167,6 +180,14 @@ struct exec_record {
 	char cwd[PATH_SIZE];  /* likewise, where `path` is relative */
 };
 
+#define LONG_ARGV_SIZE 4096
+
+/* Of a program whose arguments do not fit into that. */
+struct long_exec_record {
+	struct exec_record exec;
+	char argv[LONG_ARGV_SIZE]; /* argv_size of it */
+};
+
 /* What is not a file, an address or a process. */
 struct event_record {
 	struct record_header head;
@@ -217,11 +238,24 @@ struct file_record {
 	char path[PATH_SIZE];
 };
 
-/* Of a name that a rule looks for: where relative ones begin. */
+/* Of a name that a rule looks for: where relative ones begin, the second's at a place of its own.
+ */
 struct placed_file_record {
 	struct file_record first;
 	char second[PATH_SIZE];
 	char cwd[PATH_SIZE];
+	char second_cwd[PATH_SIZE];
+	__u32 second_cwd_size;
+	__u32 pad;
+};
+
+#define LONG_PATH_SIZE 4096 /* PATH_MAX */
+
+/* Of one whose paths are too long for that, as dots and slashes make every path. */
+struct long_file_record {
+	struct placed_file_record placed;
+	char path[LONG_PATH_SIZE];
+	char second[LONG_PATH_SIZE];
 };
 
 struct two_file_record {

@@ -3,7 +3,7 @@
 #ifndef SUPERVISOR_RUNS_H
 #define SUPERVISOR_RUNS_H
 
-#include "records.h"
+#include "rings.h"
 
 #define SIGKILL	 9
 #define MAX_RUNS 64 /* the daemon sets its own number before loading */
@@ -54,24 +54,6 @@ struct {
 	__type(value, __u32);
 } calls SEC(".maps");
 
-/* Few and precious: what a process is, and what is forbidden. Nothing else shares it. */
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 8 << 20);
-} priority SEC(".maps");
-
-/* What a program can cause as fast as it can call: files, addresses. */
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 8 << 20);
-} details SEC(".maps");
-
-/* Every event of runs traced in full. */
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 32 << 20);
-} bulk SEC(".maps");
-
 /* By its group's ancestor at our depth, so that groups nested below a run's stay inside. `task` is
  * the current one. */
 static __always_inline struct run_entry *run_of(struct task_struct *task, __u64 *id)
@@ -92,11 +74,6 @@ static __always_inline struct run_counts *counts_of(const struct run_entry *run)
 	return bpf_map_lookup_elem(&counts, &slot);
 }
 
-static __always_inline void count(__u64 *counter)
-{
-	__sync_fetch_and_add(counter, 1);
-}
-
 /* Whether one more may be told at once: a run that makes thousands must not crowd out the others.
  */
 static __always_inline int is_first(struct run_entry *run)
@@ -105,6 +82,11 @@ static __always_inline int is_first(struct run_entry *run)
 		return 0;
 	__sync_fetch_and_add(&run->noted, 1);
 	return 1;
+}
+
+static __always_inline __u64 wakes(const struct run_entry *run)
+{
+	return run->noted < NOTED_MAX ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
 }
 
 /* The end of the run: the current task's at once, every other's at its next system call. */

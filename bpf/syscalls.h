@@ -30,7 +30,7 @@ static __always_inline void record_syscall(struct run_counts *counts, struct tas
 					   __u64 cgroup, struct pt_regs *regs, long nr, __u32 abi,
 					   long result)
 {
-	struct syscall_record *record = bpf_ringbuf_reserve(&bulk, sizeof(*record), 0);
+	struct syscall_record *record = reserve_bulk(counts, sizeof(*record));
 
 	if (!record) {
 		count(&counts->dropped);
@@ -46,7 +46,6 @@ static __always_inline void record_syscall(struct run_counts *counts, struct tas
 	record->args[3] = regs->r10;
 	record->args[4] = regs->r8;
 	record->args[5] = regs->r9;
-	count(&counts->seen);
 	/* The reader looks by itself; waking it costs more than the record. */
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 }

@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import Self
 
 from supervisor.backends.base import Sandbox
-from supervisor.model import Event, Exited, Outcome, Output, RunResult, Started, Stream, Violation, ViolationSeen
+from supervisor.model import Outcome, RunResult, Violation
 from supervisor.run import Run
+from supervisor.run_events import Event, Exited, Output, Started, Stream, ViolationSeen
 
 _BUFFER_BYTES = 1 << 20
 

@@ -1,4 +1,4 @@
-"""The data that one run passes through: RunSpec -> Policy -> LaunchPlan (plan.py) -> events -> RunResult.
+"""The data that one run passes through: RunSpec -> Policy -> LaunchPlan (plan.py) -> events (run_events.py) -> RunResult.
 
 Frozen, slotted, free of behaviour; imports nothing of ours. Sizes are bytes, durations seconds, times Unix seconds
 (float, UTC). Paths, arguments and environment are bytes, as the kernel takes them.
@@ -363,37 +363,6 @@ class RunRecord:
     error: StartError | None = None
     trace: TraceSummary = TraceSummary()
     argv: tuple[bytes, ...] = ()
-
-
-class Stream(str, Enum):
-    STDOUT = "stdout"
-    STDERR = "stderr"
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    run_id: str
-    time: float
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    stream: Stream
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ViolationSeen:
-    violation: Violation
-
-
-@dataclass(frozen=True, slots=True)
-class Exited:
-    result: RunResult
-
-
-Event = Started | Output | ViolationSeen | Exited
-"""One run's stream: Started (absent when the program could not be executed), Output and ViolationSeen, then Exited."""
 
 
 @dataclass(frozen=True, slots=True)

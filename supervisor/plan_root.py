@@ -39,6 +39,11 @@ class OpKind(IntEnum):
     DEVICE = 11
 
 
+def below_work(path: bytes) -> bytes:
+    """A path in the run as an absolute one: a relative one is below /work."""
+    return path if path.startswith(b"/") else WORK + b"/" + path
+
+
 @dataclass(frozen=True, slots=True)
 class Op:
     """One step of building the root, carried out by the launcher in order; `number` is a device's (major, minor).

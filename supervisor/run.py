@@ -14,24 +14,14 @@ import structlog
 
 from supervisor.admission import Admission
 from supervisor.backends.base import Backend, Sandbox, SandboxEnd, SandboxRequest
+from supervisor.errors import Exhausted
 from supervisor.evidence.pending import PendingRecords
 from supervisor.evidence.records import RunRecords
-from supervisor.model import (
-    Exited,
-    InputFile,
-    Outcome,
-    OutputFile,
-    RunRecord,
-    RunResult,
-    RunSpec,
-    Started,
-    Stream,
-    Violation,
-    ViolationSeen,
-)
+from supervisor.model import InputFile, Outcome, OutputFile, RunRecord, RunResult, RunSpec, Violation
 from supervisor.outcome import Verdict, judge, signal_name
 from supervisor.policy import EffectivePolicy
 from supervisor.probes.followers import Followers
+from supervisor.run_events import Exited, Started, Stream, ViolationSeen
 from supervisor.watch import Watchers
 
 log = structlog.get_logger(__name__)
@@ -115,7 +105,7 @@ class Run:
             await self._house.admission.enter()
         except asyncio.CancelledError:
             return self._finish(Verdict(Outcome.CANCELLED, f"cancelled while queued: {self.reason or 'by its client'}"))
-        except BaseException:
+        except Exhausted:
             self._abandon("refused: the queue is full")
             raise
         try:

@@ -20,11 +20,12 @@ from supervisor.evidence.records import RunRecords
 from supervisor.evidence.trace_query import TraceQuery
 from supervisor.evidence.traces import Found, SearchEnd, TraceStore
 from supervisor.live import LiveRun
-from supervisor.model import Event, Outcome, Peer, RunRecord, RunResult, RunSpec, TraceEvent, TraceLevel
+from supervisor.model import Outcome, Peer, RunRecord, RunResult, RunSpec, TraceEvent, TraceLevel
 from supervisor.policy import EffectivePolicy, Policy, narrow
 from supervisor.policy_file import PolicySet
 from supervisor.probes.followers import Followed, Followers
 from supervisor.run import House, Run
+from supervisor.run_events import Event
 from supervisor.watch import Watchers
 
 log = structlog.get_logger(__name__)

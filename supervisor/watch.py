@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from supervisor.model import Event
+from supervisor.run_events import Event
 
 _QUEUE_EVENTS = 1024
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from supervisor.errors import InvalidRequest
 from supervisor.model import InputFile, Mount, NetworkMode, RunSpec, TraceLevel
+from supervisor.plan_root import below_work
 from supervisor.v1 import run_pb2 as pb
 
 V = TypeVar("V")
@@ -225,7 +226,7 @@ def _files(inline: Sequence[pb.InputFile], streamed: Sequence[InputFile]) -> tup
 
 
 def _add_file(files: dict[bytes, InputFile], file: InputFile, field: str) -> None:
-    place = file.path if file.path.startswith(b"/") else b"/work/" + file.path
+    place = below_work(file.path)
     if place in files:
         raise InvalidRequest(f"{field} was given before: {_shown(file.path)}", field=field)
     files[place] = file

@@ -10,7 +10,8 @@ from supervisor.api import results
 from supervisor.api.methods import Method, closed_after
 from supervisor.api.ports import Runs
 from supervisor.errors import Draining
-from supervisor.model import Event, Exited, HostFeatures, Peer, Started, ViolationSeen
+from supervisor.model import HostFeatures, Peer
+from supervisor.run_events import Event, Exited, Started, ViolationSeen
 from supervisor.v1 import host_pb2 as pb
 from supervisor.v1 import run_pb2
 

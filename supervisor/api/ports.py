@@ -8,9 +8,10 @@ from typing import Protocol, Self
 
 from supervisor.evidence.trace_query import TraceQuery
 from supervisor.evidence.traces import Found, SearchEnd
-from supervisor.model import Event, Peer, RunRecord, RunResult, RunSpec, TraceEvent
+from supervisor.model import Peer, RunRecord, RunResult, RunSpec, TraceEvent
 from supervisor.policy import Policy, PolicyProblem
 from supervisor.probes.followers import Followed
+from supervisor.run_events import Event
 
 
 class LiveRun(Protocol):

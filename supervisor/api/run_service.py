@@ -12,7 +12,8 @@ from supervisor.api.policy_texts import PolicyTexts
 from supervisor.api.ports import LiveRun, Runs
 from supervisor.api.uploads import UploadRoom, receive_files
 from supervisor.errors import InvalidRequest
-from supervisor.model import Exited, Output, Peer, RunSpec, Started, Stream, ViolationSeen
+from supervisor.model import Peer, RunSpec
+from supervisor.run_events import Exited, Output, Started, Stream, ViolationSeen
 from supervisor.v1 import run_pb2 as pb
 
 STREAM_WINDOW = 128

@@ -36,6 +36,7 @@ UNIX_PATH_BYTES = 107
 MESSAGE_SLACK_BYTES = 64 << 10
 """What a message may have beside the payload that `max_message_bytes` is about."""
 MAX_PENDING_REQUESTS = 32_768
+MAX_UNREQUESTED_SECONDS = 86_400
 DIRECTORY_MODE = 0o750
 SOCKET_UMASK = 0o117
 
@@ -160,6 +161,8 @@ def _options(max_message_bytes: int) -> list[tuple[str, int]]:
         # refusing is for Runs to do, with a reason and RetryInfo.
         ("grpc.server.max_pending_requests", MAX_PENDING_REQUESTS),
         ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_PENDING_REQUESTS),
+        # It would also cancel, without a word, what it could not hand over for 30 s; how long to wait is for clients to say.
+        ("grpc.server_max_unrequested_time_in_server", MAX_UNREQUESTED_SECONDS),
         # A client that vanished without a word is found within a minute and a half; its runs end then.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),

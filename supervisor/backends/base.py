@@ -9,8 +9,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from supervisor.model import Enforcement, Limits, OutputFile, RunSpec, Stream, TraceSummary, Usage, Violation
+from supervisor.model import Enforcement, Limits, OutputFile, RunSpec, TraceSummary, Usage, Violation
 from supervisor.policy import EffectivePolicy
+from supervisor.run_events import Stream
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,29 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import structlog
 
 from supervisor.backends.base import SandboxRequest
+from supervisor.backends.native_root import RootMaker
 from supervisor.backends.native_sandbox import NativeSandbox, NativeSettings, SentDescriptors, remove_group
 from supervisor.errors import HostLacks, InvalidRequest, LaunchFailed
 from supervisor.evidence.programs import Below
 from supervisor.launcher.process import Launcher
 from supervisor.launcher.protocol import Descriptors, encode_plan
-from supervisor.linux import files, rootfs, sources
+from supervisor.linux import rootfs, sources
 from supervisor.linux.cgroup import Hierarchies, RunGroup
-from supervisor.linux.collect import Place
 from supervisor.linux.seccomp import compile_filter
-from supervisor.linux.trees import remove_tree
 from supervisor.linux.uids import UidPool
-from supervisor.model import HostFeatures, Mount, RunSpec, TraceLevel
+from supervisor.model import HostFeatures, RunSpec, TraceLevel
 from supervisor.plan import AddressPlan, LaunchPlan, build
-from supervisor.plan_root import WORK, OpKind, RootView
+from supervisor.plan_root import OpKind, RootView
 from supervisor.policy import EffectivePolicy, Policy
 from supervisor.probes.addresses import AddressRules, make_rules
 from supervisor.probes.recorder import Recorder
@@ -41,7 +39,6 @@ log = structlog.get_logger(__name__)
 _MAX_FILTERS = 64
 _MAX_RULE_SETS = 64
 _PROGRAM_TOPS = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/opt")
-_OPEN_SECONDS = 5.0
 _LOOK_UP_SECONDS = 10.0
 _MAX_MOUNT_OPS = 64  # MAX_MOUNTS of launcher/protocol.h
 
@@ -72,9 +69,11 @@ class NativeBackend:
     _openers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "mount-source"))
     _collectors: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "collect"))
     _reviving: set[asyncio.Task[None]] = field(default_factory=set)
+    _roots: RootMaker = field(init=False)
 
     def __post_init__(self) -> None:
         self._uids = UidPool(self.settings.uid_base, self.settings.uid_count)
+        self._roots = RootMaker(self.settings, self._openers)
         for top in _PROGRAM_TOPS:
             if os.path.isdir(top) and not os.path.islink(top):
                 self._tops[top] = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -180,7 +179,7 @@ class NativeBackend:
             stack.callback(tracing.close)
         sent = SentDescriptors()
         stack.callback(sent.close)
-        root = await self._make_root(request, native, uid, sent, stack)
+        root = await self._roots.make(request.spec, plan, native.view, uid, sent, stack)
         places += root.programs
         stack.callback(places.clear)  # before their descriptors are closed
         sandbox = NativeSandbox(
@@ -239,67 +238,6 @@ class NativeBackend:
             found = self._rule_sets[policy.digest] = RuleSet(policy)
         return found
 
-    async def _make_root(
-        self, request: SandboxRequest, native: NativePlan, uid: int, sent: SentDescriptors, stack: AsyncExitStack
-    ) -> _Root:
-        plan, spec = native.plan, request.spec
-        if not plan.private_root:
-            return await self._make_work_directory(request, plan, uid, stack)
-        tmpfs = rootfs.run_tmpfs(plan.limits)
-        sent.add("tmpfs", tmpfs)
-        root = _Root(plan)
-        root.keep_programs(b"/", tmpfs, stack)
-        if native.view.source:
-            own = sources.open_directory(native.view.source)
-            stack.callback(os.close, own)
-            root.programs.append(Below("/", own, slow=True))
-        if spec.files or spec.collect:
-            files.make_places(tmpfs, uid)
-        inline = spec.policy_toml is not None
-        as_root = [0] if plan.as_root else []
-        for index, mount in enumerate(plan.mounts):
-            own = len(plan.mounts) - len(spec.mounts)
-            label = f"mounts[{spec.mounts.index(mount)}].source" if index >= own else "filesystem"
-            refusal = self.settings.mount_refusal if index >= own or inline else _never
-            source = await self._open_source(mount, label, refusal)
-            root.mounts[index] = sent.take(source.tree)
-            stack.callback(os.close, source.directory)
-            root.owners[index] = source.owner
-            if not source.is_file:
-                root.keep_programs(mount.target, source.directory, stack, slow=True)
-            if source.is_file:
-                root.file_mounts |= {index}
-            elif mount.writable and spec.collect:
-                root.places[mount.target] = Place(source.directory, frozenset({source.owner[0], *as_root}))
-        self._open_trees(native, inline, root, sent)
-        if spec.files:
-            _refuse_files_into_mounts(spec, plan)
-            await _in_thread_if_large(files.cost(spec.files), lambda: files.put_files(tmpfs, spec.files, uid))
-        if spec.collect:
-            for path in (b"/work", b"/tmp", b"/dev/shm"):
-                if path in plan.writable and path not in root.places:
-                    fd = os.open(path[1:], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=tmpfs)
-                    stack.callback(os.close, fd)
-                    root.places[path] = Place(fd, frozenset({uid, *as_root}))
-        return root
-
-    def _open_trees(self, native: NativePlan, inline: bool, root: _Root, sent: SentDescriptors) -> None:
-        """What is mounted beside the request's mounts: the trees of a root directory, the host's resolv.conf."""
-        wanted = [op for op in native.plan.ops if op.mount is not None and op.mount not in root.mounts]
-        if not wanted:
-            return
-        top = sources.open_directory(native.view.source) if native.view.source else -1
-        try:
-            if inline and top >= 0:
-                sources.refuse(top, "filesystem.root", self.settings.mount_refusal)
-            for op in wanted:
-                assert op.mount is not None
-                fd = sources.open_file("/etc/resolv.conf") if top < 0 else sources.open_tree_below(top, op.target[1:])
-                root.mounts[op.mount] = sent.take(fd)
-        finally:
-            if top >= 0:
-                os.close(top)
-
     async def _address_rules(self, plan: AddressPlan | None) -> AddressRules | None:
         """Off the loop: names are looked up, and a name server may be slow or gone."""
         if plan is None:
@@ -313,96 +251,3 @@ class NativeBackend:
             raise InvalidRequest(
                 f"allow: its names were not looked up within {_LOOK_UP_SECONDS:g} s", field="allow"
             ) from None
-
-    async def _open_source(self, mount: Mount, label: str, refusal: Callable[[str], str]) -> sources.Source:
-        """Off the loop: a file system whose server is gone answers late or never."""
-        loop = asyncio.get_running_loop()
-        opening = loop.run_in_executor(self._openers, sources.open_source, mount, label, refusal)
-        try:
-            return await asyncio.wait_for(asyncio.shield(opening), _OPEN_SECONDS)
-        except TimeoutError:
-            opening.add_done_callback(_close_late)
-            raise InvalidRequest(
-                f"{label}: its file system has not answered within {_OPEN_SECONDS:g} s", field=label
-            ) from None
-        except asyncio.CancelledError:
-            opening.add_done_callback(_close_late)
-            raise
-
-    async def _make_work_directory(
-        self, request: SandboxRequest, plan: LaunchPlan, uid: int, stack: AsyncExitStack
-    ) -> _Root:
-        """Without a root of its own a run works in a directory of the host's /tmp, which goes with it."""
-        path = tempfile.mkdtemp(prefix=f"supervisor-{self.settings.instance}-", dir="/tmp")
-        stack.push_async_callback(_remove_work_directory, path)
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        stack.callback(os.close, fd)
-        owner = 0 if plan.as_root else uid
-        os.mkdir("work", dir_fd=fd)
-        os.chmod(path, 0o755)
-        os.chown("work", owner, owner, dir_fd=fd)
-        work = os.open("work", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
-        stack.callback(os.close, work)
-        inputs = request.spec.files
-        await _in_thread_if_large(files.cost(inputs), lambda: files.put_files(fd, inputs, owner))
-        cwd = request.spec.cwd or os.fsencode(path) + WORK
-        made = _Root(replace(plan, cwd=cwd), places={WORK: Place(work, frozenset({owner}))})
-        made.keep_programs(os.fsencode(path) + WORK, work, stack)
-        return made
-
-
-@dataclass(slots=True)
-class _Root:
-    """A run's root as far as the daemon makes it; `places` are what files may be collected from."""
-
-    plan: LaunchPlan
-    mounts: dict[int, int] = field(default_factory=dict)
-    owners: dict[int, tuple[int, int]] = field(default_factory=dict)
-    file_mounts: frozenset[int] = frozenset()
-    places: dict[bytes, Place] = field(default_factory=dict)
-    programs: list[Below] = field(default_factory=list)
-
-    def keep_programs(self, path: bytes, fd: int, stack: AsyncExitStack, *, slow: bool = False) -> None:
-        """What is executed below `path` is to be found below a copy of `fd`, for as long as the run lasts."""
-        kept = os.dup(fd)
-        stack.callback(os.close, kept)
-        self.programs.append(Below(os.fsdecode(path), kept, slow))
-
-
-async def _in_thread_if_large(size: int, work: Callable[[], None]) -> None:
-    """A few small files are written faster than a thread is woken."""
-    if size > 1 << 18:
-        await asyncio.to_thread(work)
-    else:
-        work()
-
-
-async def _remove_work_directory(path: str) -> None:
-    """What is left after an error goes with the next start of the daemon."""
-    try:
-        await asyncio.to_thread(remove_tree, path)
-    except OSError as error:
-        log.warning("work_directory_left", path=path, error=str(error))
-
-
-def _close_late(opening: asyncio.Future[sources.Source]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().close()
-
-
-def _never(_path: str) -> str:
-    """The paths of a policy that the daemon knows are the operator's word; those of an inline one are its client's."""
-    return ""
-
-
-def _refuse_files_into_mounts(spec: RunSpec, plan: LaunchPlan) -> None:
-    """The host's side of a mount is its owner's to write; a file put there would be lost below it anyway."""
-    for index, file in enumerate(spec.files):
-        path = file.path if file.path.startswith(b"/") else WORK + b"/" + file.path
-        for mount in plan.mounts:
-            if path == mount.target or path.startswith(mount.target + b"/"):
-                raise InvalidRequest(
-                    f"files[{index}].path: {mount.target.decode('utf-8', 'replace')} is a mount of this run; "
-                    "put the file elsewhere below /work, /tmp or /dev/shm",
-                    field=f"files[{index}].path",
-                )

@@ -24,10 +24,11 @@ from supervisor.launcher.process import Launched
 from supervisor.launcher.protocol import Reply, ReplyKind
 from supervisor.linux.cgroup import RunGroup
 from supervisor.linux.collect import Bounds, Collected, Place, collect_files
-from supervisor.model import Enforcement, OutputFile, Stream, TraceSummary, Usage, Violation
+from supervisor.model import Enforcement, OutputFile, TraceSummary, Usage, Violation
 from supervisor.plan import LaunchPlan
 from supervisor.plan_root import OpKind
 from supervisor.probes.recorder import Tracing
+from supervisor.run_events import Stream
 from supervisor.streams import InputWriter, OutputReader
 
 log = structlog.get_logger(__name__)

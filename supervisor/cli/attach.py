@@ -24,7 +24,8 @@ from supervisor.client.build import RunOptions
 from supervisor.client.errors_wire import Cancelled
 from supervisor.client.result import Assembler, result_to_json
 from supervisor.client.sync_client import RunStream, Supervisor
-from supervisor.model import Exited, Outcome, Output, RunResult, Stream, ViolationSeen
+from supervisor.model import Outcome, RunResult
+from supervisor.run_events import Exited, Output, Stream, ViolationSeen
 
 _READ_BYTES = 1 << 16
 SUPERVISOR_FAILED_STATUS = 125

@@ -20,7 +20,8 @@ from supervisor.client.errors_wire import Cancelled, from_rpc_error
 from supervisor.client.follow import AsyncTraceFollow, follow_request
 from supervisor.client.search import AsyncTraceSearch, SearchOptions, search_request
 from supervisor.client.sync_client import runs_request
-from supervisor.model import Event, Exited, RunRecord, RunResult, Started, TraceSummary
+from supervisor.model import RunRecord, RunResult, TraceSummary
+from supervisor.run_events import Event, Exited, Started
 from supervisor.v1 import host_pb2, policy_pb2, run_pb2, trace_pb2
 
 _Answer = TypeVar("_Answer")

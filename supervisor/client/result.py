@@ -9,18 +9,13 @@ from typing import Any
 
 from supervisor.model import (
     Enforcement,
-    Event,
-    Exited,
     Feature,
     FileCount,
     Outcome,
-    Output,
     OutputFile,
     RunRecord,
     RunResult,
-    Started,
     StartError,
-    Stream,
     SyscallCount,
     TracedAddress,
     TracedProcess,
@@ -28,8 +23,8 @@ from supervisor.model import (
     TraceSummary,
     Usage,
     Violation,
-    ViolationSeen,
 )
+from supervisor.run_events import Event, Exited, Output, Started, Stream, ViolationSeen
 from supervisor.v1 import host_pb2, policy_pb2, run_pb2, trace_pb2
 
 

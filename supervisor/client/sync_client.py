@@ -18,7 +18,8 @@ from supervisor.client.channel import MAX_MESSAGE_BYTES, Stubs, Target, TlsFiles
 from supervisor.client.errors_wire import from_rpc_error
 from supervisor.client.follow import TraceFollow, follow_request
 from supervisor.client.search import SearchOptions, TraceSearch, search_request
-from supervisor.model import Event, Exited, RunRecord, RunResult, Started, TraceSummary
+from supervisor.model import RunRecord, RunResult, TraceSummary
+from supervisor.run_events import Event, Exited, Started
 from supervisor.v1 import host_pb2, policy_pb2, run_pb2, trace_pb2
 
 _Answer = TypeVar("_Answer")

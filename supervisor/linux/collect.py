@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from supervisor.model import OutputFile
+from supervisor.plan_root import below_work
 
 MAX_DEPTH = 64
 _SPOOLED_BYTES = 1 << 20
@@ -80,7 +81,7 @@ def collect_files(
     """
     walks: dict[bytes, list[_Pattern]] = {}
     for pattern in patterns:
-        absolute = pattern if pattern.startswith(b"/") else b"/work/" + pattern
+        absolute = below_work(pattern)
         place = max((p for p in places if absolute.startswith(p + b"/") or absolute == p), key=len, default=None)
         if place is None:
             continue

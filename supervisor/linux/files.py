@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from supervisor.errors import InvalidRequest
 from supervisor.model import InputFile
+from supervisor.plan_root import below_work
 
 MAX_COMPONENTS = 64
 """Most components of a path below the run's root; each is a directory to be made, and its cost ours."""
@@ -24,7 +25,7 @@ def put_files(root: int, files: Iterable[InputFile], owner: int) -> None:
     run's disk or inode limit is reached.
     """
     for index, file in enumerate(files):
-        path = _absolute(file)
+        path = below_work(file.path)
         parts = [part for part in path.split(b"/") if part]
         if not path.startswith((b"/work/", b"/tmp/", b"/dev/shm/")):
             raise InvalidRequest(
@@ -46,11 +47,7 @@ def put_files(root: int, files: Iterable[InputFile], owner: int) -> None:
 
 def cost(files: Iterable[InputFile]) -> int:
     """About what `put_files` has to do, in bytes written; a directory or file that is made counts as a page."""
-    return sum(len(file.data) + 4096 * _absolute(file).count(b"/") for file in files)
-
-
-def _absolute(file: InputFile) -> bytes:
-    return file.path if file.path.startswith(b"/") else b"/work/" + file.path
+    return sum(len(file.data) + 4096 * below_work(file.path).count(b"/") for file in files)
 
 
 def _put_file(root: int, parts: list[bytes], file: InputFile, owner: int) -> None:

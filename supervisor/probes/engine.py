@@ -16,13 +16,19 @@ from typing import TYPE_CHECKING
 from supervisor.errors import Exhausted
 from supervisor.probes.addresses import AddressRules
 from supervisor.probes.layout import (
+    BULK,
+    CALL_BYTES,
     CGROUP_AT,
     COUNT_WORDS,
+    DETAILS,
     DROPPED_WORD,
     FLIGHT_CALL,
     FLIGHT_CALLS,
+    PRIORITY,
+    RECORD_OVERHEAD,
     RUN_ENTRY,
     SYSCALL,
+    TAKEN_WORD,
     Level,
 )
 from supervisor.probes.libbpf import BpfError, BpfObject
@@ -202,9 +208,9 @@ class Probes:
 
     def _drain(self) -> None:
         """What is there by now: a run that writes on and on does not hold it up."""
-        for ring in (self._priority, self._details):
+        for ring, number in ((self._priority, PRIORITY), (self._details, DETAILS)):
             for record in ring.read(ring.size):
-                self._keep(record)
+                self._keep(record, number)
         if self._bulk.backlog:
             self._divide(self._bulk.read_uniform(SYSCALL.size, self._bulk.size))
 
@@ -219,10 +225,11 @@ class Probes:
                 return
             time.sleep(_PAUSE_SECONDS)
 
-    def _keep(self, record: bytes) -> None:
+    def _keep(self, record: bytes, ring: int) -> None:
         watch = self._watched.get(int.from_bytes(record[CGROUP_AT], "little"))
         if watch is None:
             return
+        self._take(watch, ring, RECORD_OVERHEAD + len(record))
         if len(watch.records) < RECORDS_KEPT:
             watch.records.append(record)
         else:
@@ -239,10 +246,15 @@ class Probes:
                 continue
             mine = groups == group
             rows = calls if mine.all() else calls[mine]
+            self._take(watch, BULK, CALL_BYTES * len(rows))
             if sum(map(len, watch.calls)) + len(rows) <= CALLS_KEPT:
                 watch.calls.append(rows)
             else:
                 watch.overflow += len(rows)
+
+    def _take(self, watch: Watch, ring: int, size: int) -> None:
+        """The run may put as much into that ring again (bpf/rings.h)."""
+        self._counts[watch.slot * COUNT_WORDS + TAKEN_WORD + ring] += size
 
     def close(self) -> None:
         with self._lock:

@@ -11,7 +11,17 @@ import numpy as np
 import pyarrow as pa
 
 from supervisor.evidence.traces import schema
-from supervisor.probes.layout import ABI_NAMES, PATH_SIZE, SYSCALL_SLOTS, TWO_FILE, text, upward
+from supervisor.probes.layout import (
+    ABI_NAMES,
+    CHANGES_ATTRIBUTES,
+    LONG_FILE,
+    PATH_SIZE,
+    SYSCALL_SLOTS,
+    TWO_FILE,
+    paths_of,
+    text,
+    upward,
+)
 from supervisor.probes.summary import syscall_name
 
 if TYPE_CHECKING:
@@ -24,8 +34,8 @@ _KINDS = {
     "link": ("link", "linkat", "symlink", "symlinkat"),
     "mkdir": ("mkdir", "mkdirat"),
     "mknod": ("mknod", "mknodat"),
-    "chmod": ("chmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchownat", "setxattr"),
-    "write": ("truncate",),
+    "chmod": CHANGES_ATTRIBUTES,
+    "write": ("truncate", "ftruncate"),
     "exec": ("execve", "execveat"),
     "chdir": ("chdir", "chroot"),
 }
@@ -83,6 +93,11 @@ def files_table(records: Sequence[bytes], offset: int) -> pa.Table:
         _open_flags(flags) if opened else text(second.tobytes())
         for flags, opened, second in zip(rows["flags"].tolist(), is_open.tolist(), rows["second"], strict=True)
     ]
+    for place, record in enumerate(records):
+        if len(record) >= LONG_FILE.size:
+            path, second = paths_of(record)
+            paths[place] = paths[place] if rows["resolved"][place] else text(path)
+            details[place] = details[place] if is_open[place] else text(second)
     zeros = pa.array(np.zeros(len(rows), "i2"))
     columns: dict[str, Any] = {
         "time": pa.array(rows["time_ns"] + offset),

@@ -10,7 +10,15 @@ from supervisor.linux.seccomp import AUDIT_ARCH_X86_64, decode_syscall
 from supervisor.model import FileCount, SyscallCount, TracedProgram, TraceSummary
 from supervisor.probes.contacts import Contacts
 from supervisor.probes.engine import Seen
-from supervisor.probes.layout import FILES_WORD, SEEN_WORD, SYSCALL_OTHER, SYSCALL_SLOTS
+from supervisor.probes.layout import (
+    BULK,
+    CALL_BYTES,
+    FILES_WORD,
+    GIVEN_WORD,
+    SEEN_WORD,
+    SYSCALL_OTHER,
+    SYSCALL_SLOTS,
+)
 from supervisor.probes.processes import Processes
 from supervisor.rules.needs import FILE_CLASSES
 
@@ -46,7 +54,7 @@ def summarise(
     return TraceSummary(
         level,
         dropped == 0 and ring.calls == ring.errors and other.calls == other.errors,
-        counts[SEEN_WORD],
+        counts[SEEN_WORD] + counts[GIVEN_WORD + BULK] // CALL_BYTES,
         dropped,
         calls,
         processes.shown(),

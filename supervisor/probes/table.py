@@ -24,6 +24,7 @@ from supervisor.probes.layout import (
     SYSCALL_SLOTS,
     TYPE_AT,
     RecordType,
+    argv_of,
     head_of,
     text,
     upward,
@@ -89,8 +90,8 @@ def _row(record: bytes, offset: int) -> dict[str, Any]:
     head = head_of(record)
     row: dict[str, Any] = {"time": head.time_ns + offset, "pid": head.pid, "tid": head.tid}
     if head.type == RecordType.EXEC:
-        parent, size, comm, path, argv, _, file_size, _, _, _, _, _, file, _ = EXEC.unpack_from(record)
-        words = [word.decode("utf-8", "replace") for word in argv[:size].rstrip(b"\0").split(b"\0")]
+        parent, _, comm, path, _, _, file_size, _, _, _, _, _, file, _ = EXEC.unpack_from(record)
+        words = [word.decode("utf-8", "replace") for word in argv_of(record)]
         real = upward(file[:file_size])
         return row | {
             "detail": "" if real == text(path) else f"of {real}",

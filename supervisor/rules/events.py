@@ -12,16 +12,17 @@ from dataclasses import dataclass, field
 from supervisor.probes.contacts import read_contact
 from supervisor.probes.layout import (
     ABI_NAMES,
+    CHANGES_ATTRIBUTES,
     EVENT,
     EXEC,
     EXIT,
     FILE,
-    FILE_CWD,
-    FILE_SECOND,
     FORK,
     HEAD,
     PLACED_FILE,
     RecordType,
+    argv_of,
+    paths_of,
     text,
     upward,
 )
@@ -37,8 +38,8 @@ _KIND_OF_CALL = {
     **dict.fromkeys(("rename", "renameat", "renameat2"), "rename"),
     **dict.fromkeys(("link", "linkat", "symlink", "symlinkat"), "link"),
     **dict.fromkeys(("mkdir", "mkdirat", "mknod", "mknodat"), "mkdir"),
-    **dict.fromkeys(("chmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchownat", "setxattr"), "chmod"),
-    "truncate": "write",
+    **dict.fromkeys(CHANGES_ATTRIBUTES, "chmod"),
+    **dict.fromkeys(("truncate", "ftruncate"), "write"),
     **dict.fromkeys(("execve", "execveat"), "exec"),
 }
 _STDIO_MARKS = {"socket": Mark.EXEC_SOCKET, "pipe": Mark.PIPED}
@@ -106,14 +107,13 @@ def _process(processes: Processes, tid: int) -> dict[str, str]:
 
 def _exec(record: bytes, processes: Processes) -> Event:
     time_ns, _, pid, tid, *_ = HEAD.unpack_from(record)
-    _, size, comm, named, argv, marks, file_size, cwd_size, _, _, _, _, file, cwd = EXEC.unpack_from(record)
+    _, _, comm, named, _, marks, file_size, cwd_size, _, _, _, _, file, cwd = EXEC.unpack_from(record)
     given = text(named)
     if cwd_size:
         given = posixpath.join(upward(cwd[:cwd_size]), given)
     real = upward(file[:file_size]) if file_size else given
-    words = argv[:size].rstrip(b"\0").split(b"\0")
     fields = {**_process(processes, tid), "comm": text(comm), "path": real, "result": "ok"}
-    fields["argv"] = b" ".join(words).decode("utf-8", "replace")
+    fields["argv"] = b" ".join(argv_of(record)).decode("utf-8", "replace")
     more = {
         "stdio": tuple(word for word, mark in _STDIO_MARKS.items() if marks & mark),
         "file": tuple(word for word, mark in _FILE_MARKS.items() if marks & mark),
@@ -132,12 +132,10 @@ def _file(record: bytes, processes: Processes) -> Event | None:
     kind = _KIND_OF_CALL.get(name)
     if kind is None:
         return None
-    second = cwd = b""
-    if len(record) >= PLACED_FILE.size:
-        second, cwd = record[FILE_SECOND], record[FILE_CWD]
-    base = upward(cwd[:cwd_size]) if cwd_size else "/"
+    _, cwd, second_cwd, second_cwd_size = PLACED_FILE.unpack_from(record)
+    given, second = paths_of(record)
     fields = _process(processes, tid)
-    fields["path"] = upward(path[:path_size]) if resolved else _absolute(base, text(path))
+    fields["path"] = upward(path[:path_size]) if resolved else _absolute(upward(cwd[:cwd_size]), text(given))
     fields["result"] = "ok" if result >= 0 else errno.errorcode.get(-result, str(-result))
     more: dict[str, tuple[str, ...]] = {}
     kinds: tuple[str, ...] = (kind,)
@@ -146,11 +144,11 @@ def _file(record: bytes, processes: Processes) -> Event | None:
         fields["access"] = "write" if writes else "read"
         kinds = ("open", "write") if writes else ("open",)
     elif kind == "exec":  # what was forbidden; others are records of their own
-        if not text(path):  # execveat(2) of a descriptor
+        if not text(given):  # execveat(2) of a descriptor
             fields["path"] = ""
         more["file"] = tuple(word for word, mark in _FILE_MARKS.items() if marks & mark)
     elif kind in ("rename", "link"):
-        fields["to"] = _absolute(base, text(second))
+        fields["to"] = _absolute(upward(second_cwd[:second_cwd_size]), text(second))
         if name.startswith("symlink"):
             # The first is a text, which need not be anybody's path.
             fields["path"] = fields["to"]

@@ -13,7 +13,7 @@ import pytest
 
 from supervisor.client import Supervisor
 from supervisor.v1 import run_pb2_grpc
-from tests.host.daemon_fixture import Daemon, LiveRun, Prober, RunStub
+from tests.host.daemon_fixture import Daemon, LiveRun, Prober, RunStub, spec
 from tests.host.hostile import compile_attacks
 from tests.leaks import Snapshot
 
@@ -95,6 +95,18 @@ def channel(daemon: Daemon) -> Iterator[grpc.Channel]:
 def stub(channel: grpc.Channel) -> run_pb2_grpc.RunServiceStub:
     made: run_pb2_grpc.RunServiceStub = RunStub(channel)
     return made
+
+
+@pytest.fixture
+def live(daemon: Daemon) -> Iterator[Callable[..., LiveRun]]:
+    """live(*argv, **fields): a started run that reads its standard input."""
+
+    def start(*argv: str, **fields: object) -> LiveRun:
+        run = LiveRun(daemon, spec(*argv, wall_seconds=120, **fields))
+        run.wait_started()
+        return run
+
+    yield start
 
 
 @pytest.fixture

@@ -30,6 +30,12 @@ import os
 fd = os.memfd_create("x")
 os.write(fd, open("/bin/true", "rb").read())
 """
+_SCRIPT = """
+import os
+fd = {}
+os.write(fd, b"#!/bin/true\\n")
+os.set_inheritable(fd, True)
+"""
 _CALL = """
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -49,8 +55,16 @@ FIRES: dict[str, dict[str, Sequence[str]]] = {
     },
     "exec-from-memory": {
         "execveat": py(_MEMFD + "os.execve(fd, ['x'], {})"),
+        "a script": py(_SCRIPT.format("os.memfd_create('x', 0)") + "os.execve(fd, ['x'], {})"),
     },
-    "deleted-file-executed": {"by its descriptor": sh("cp /bin/true x; exec 3<x; rm x; exec /proc/self/fd/3")},
+    "deleted-file-executed": {
+        "by its descriptor": sh("cp /bin/true x; exec 3<x; rm x; exec /proc/self/fd/3"),
+        "a script without a name": py(
+            _SCRIPT.format("os.open('.', os.O_TMPFILE | os.O_RDWR, 0o700)")
+            + "fd = os.open(f'/proc/self/fd/{fd}', os.O_RDONLY); os.set_inheritable(fd, True)\n"
+            + "os.closerange(fd - 1, fd); os.execve(fd, ['x'], {})"
+        ),
+    },
     "memory-file-mapped": {
         "mmap": py(_MEMFD + "import mmap; mmap.mmap(fd, 4096, prot=5, flags=2)"),
         "the dynamic linker": py(
@@ -76,6 +90,8 @@ FIRES: dict[str, dict[str, Sequence[str]]] = {
         "chmod": sh("touch x; chmod 4755 x"),
         "fchmod": py("import os; f = open('x', 'w'); os.fchmod(f.fileno(), 0o4711)"),
         "creation": py("import os; os.open('x', os.O_CREAT | os.O_WRONLY, 0o4755)"),
+        "openat2": py(_CALL + "libc.syscall(437, -100, b'x', (ctypes.c_uint64 * 3)(0o101, 0o4755, 0), 24)"),
+        "a file without a name": py("import os; os.open('.', os.O_TMPFILE | os.O_WRONLY, 0o4755)"),
         "a renamed tool": sh("cp /bin/chmod innocent; touch x; ./innocent u+s x"),
     },
     "kernel-helper-written": {
@@ -91,6 +107,7 @@ FIRES: dict[str, dict[str, Sequence[str]]] = {
     "miner": {
         "its option": sh("/bin/true -o stratum+tcp://pool.example:3333"),
         "a renamed tool": sh("cp /bin/true innocent; ./innocent stratum+ssl://pool.example"),
+        "behind other arguments": sh(f"/bin/true {'-v ' * 1000} -o stratum+tcp://pool.example:3333"),
     },
     "miner-pool": {
         "IPv4": py("import socket; socket.socket().connect(('203.0.113.7', 3333))"),
@@ -120,6 +137,22 @@ FIRES: dict[str, dict[str, Sequence[str]]] = {
         "a link": sh("echo x > y; ln y .bashrc"),
         "a symlink": sh("ln -s $HOME/.bashrc innocent; echo x > innocent"),
         "cron": sh("mkdir /var/spool/cron/crontabs/x"),
+        "a long way": sh(f"touch .bashrc; chmod 600 {'./' * 1000}.bashrc"),
+        "a long way to it": sh(f"echo x > y; mv y {'./' * 2000}.profile"),
+        "a long way out and back": sh(f"mkdir -p .ssh/d; rmdir {'.ssh/../' * 200}.ssh/d"),
+        "a long way from a directory": sh(f"mkdir -p .ssh/a/b; cd .ssh; rmdir {'a/../' * 100}a/b"),
+        "the other directory's descriptor": py(
+            "import os; os.mkdir('.ssh'); open('y', 'w'); d = os.open('.ssh', os.O_RDONLY)\n"
+            "os.rename('y', 'z', dst_dir_fd=d)"
+        ),
+        "a link in a directory's descriptor": py(
+            "import os; os.mkdir('.ssh'); open('y', 'w'); d = os.open('.ssh', os.O_RDONLY); os.link('y', 'z', dst_dir_fd=d)"
+        ),
+        "a symlink in a directory's descriptor": py(
+            "import os; os.mkdir('.ssh'); d = os.open('.ssh', os.O_RDONLY); os.symlink('y', 'z', dir_fd=d)"
+        ),
+        "its mode by descriptor": py("import os; os.mkdir('.ssh'); os.fchmod(os.open('.ssh', os.O_RDONLY), 0o500)"),
+        "its owner by descriptor": py("import os; os.mkdir('.ssh'); os.fchown(os.open('.ssh', os.O_RDONLY), -1, -1)"),
     },
     "log-deleted": {
         "history": sh("touch .bash_history; rm .bash_history"),
@@ -194,7 +227,7 @@ NEIGHBOURS: dict[str, Sequence[str]] = {
     "configuration-written": sh(
         "mkdir etc; echo x > etc/passwd; cat /etc/passwd; echo x > bashrc; ln -s /etc/passwd x; cd /etc; ls"
     ),
-    "log-deleted": sh("touch log history; rm log; rm history"),
+    "log-deleted": sh(f"touch log history; rm log; rm {'./' * 1000}history"),
     "port-scan": py("import socket\nfor n in range(40):\n    socket.socket().connect_ex(('127.0.0.1', 9))"),
     "dns-tunnel": py(
         "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"

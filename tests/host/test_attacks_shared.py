@@ -14,7 +14,7 @@ import pytest
 
 from supervisor import errors
 from supervisor.client import Supervisor
-from supervisor.model import Started
+from supervisor.run_events import Started
 from tests.host.daemon_fixture import Daemon, Prober, scaled
 
 LIBC_EXCHANGE = """

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.client import Supervisor
-from supervisor.model import Started
+from supervisor.run_events import Started
 from tests.host.daemon_fixture import COMMAND, scaled, wait_until
 
 

@@ -17,7 +17,8 @@ import pytest
 from supervisor import errors
 from supervisor.client import DeadlineExceeded, Supervisor
 from supervisor.client.build import FileData
-from supervisor.model import Exited, Output, RunResult, Started, Stream
+from supervisor.model import RunResult
+from supervisor.run_events import Exited, Output, Started, Stream
 from supervisor.v1 import run_pb2, run_pb2_grpc
 from tests.host.daemon_fixture import (
     MIB,

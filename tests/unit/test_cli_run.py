@@ -356,7 +356,7 @@ def test_refused_forks_and_an_unknown_directory_are_told():
 
 def test_our_lines_begin_at_the_left():
     code = (
-        "from supervisor.cli.attach import _Screen; from supervisor.model import Output, Stream\n"
+        "from supervisor.cli.attach import _Screen; from supervisor.run_events import Output, Stream\n"
         "screen = _Screen(); screen.write(Output(Stream.STDOUT, b'cut')); screen.tell('killed: so'); screen.tell('b')"
     )
     together = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

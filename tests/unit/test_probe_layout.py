@@ -127,12 +127,20 @@ def test_calls_that_rules_ask_for_and_the_last_calls(types: Types) -> None:
     }  # fmt: skip
 
 
+def placed_after(types: Types, name: str) -> list[tuple[int, int]]:
+    """(offset, size) of the members of a struct behind its first, without padding."""
+    return [(at, size) for member, at, size in types.members(name)[1:] if member != "pad"]
+
+
 def test_records_in_two_parts(types: Types) -> None:
     assert types.size_of("two_file_record") == layout.TWO_FILE.size
-    assert types.size_of("placed_file_record") == layout.PLACED_FILE.size
-    assert {name: at for name, at, _ in types.members("placed_file_record")} == {
-        "first": 0, "second": layout.FILE_SECOND.start, "cwd": layout.FILE_CWD.start,
-    }  # fmt: skip
+    # What follows the record within is counted from its end.
+    assert types.size_of("file_record") == layout.FILE.size == sizes(layout.PLACED_FILE)[0][0]
+    assert placed_after(types, "placed_file_record") == sizes(layout.PLACED_FILE)
+    assert types.size_of("placed_file_record") == layout.PLACED_FILE.size == sizes(layout.LONG_FILE)[0][0]
+    assert placed_after(types, "long_file_record") == sizes(layout.LONG_FILE)
+    assert types.size_of("long_file_record") == layout.LONG_FILE.size
+    assert placed_after(types, "long_exec_record") == [(layout.EXEC.size, layout.LONG_EXEC_SIZE - layout.EXEC.size)]
     marks = {name: at for name, at, _ in types.members("file_record")}["marks"]
     assert marks == layout.FILE_MARKS.start
     assert types.size_of("flight") == layout.FLIGHT_CALLS * layout.FLIGHT_CALL.size
@@ -144,7 +152,7 @@ def test_run_counts(types: Types) -> None:
     assert types.size_of("run_counts") == layout.COUNT_WORDS * 8
     offsets = {name: at for name, at, _ in types.members("run_counts")}
     assert (offsets["seen"], offsets["dropped"]) == (layout.SEEN_WORD * 8, layout.DROPPED_WORD * 8)
-    assert [offsets[name] // 8 for name in ("flown", "unnoted", "files")] == [
-        *(layout.FLOWN_WORD, layout.UNNOTED_WORD, layout.FILES_WORD)
+    assert [offsets[name] // 8 for name in ("flown", "unnoted", "given", "taken", "files")] == [
+        *(layout.FLOWN_WORD, layout.UNNOTED_WORD, layout.GIVEN_WORD, layout.TAKEN_WORD, layout.FILES_WORD)
     ]
     assert types.size_of("syscall_count") == 16 and types.members("syscall_count")[0][0] == "succeeded"

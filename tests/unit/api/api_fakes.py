@@ -19,25 +19,20 @@ from supervisor.api.server import Backing
 from supervisor.evidence.trace_query import TraceQuery
 from supervisor.evidence.traces import Found, SearchEnd
 from supervisor.model import (
-    Event,
-    Exited,
     Feature,
     HostFeatures,
     Outcome,
-    Output,
     OutputFile,
     Peer,
     RunRecord,
     RunResult,
     RunSpec,
-    Started,
-    Stream,
     TraceEvent,
     Violation,
-    ViolationSeen,
 )
 from supervisor.policy import Policy, PolicyProblem
 from supervisor.probes.followers import Followed
+from supervisor.run_events import Event, Exited, Output, Started, Stream, ViolationSeen
 from supervisor.v1 import run_pb2 as pb
 
 MESSAGE_BYTES = 4 << 20
