@@ -150,7 +150,7 @@ static __always_inline void fill_file(struct file_record *record, struct task_st
 {
 	long length;
 
-	fill_head(&record->head, task, cgroup, RECORD_FILE, size);
+	fill_head(&record->head, cgroup, RECORD_FILE, size);
 	record->result = result;
 	record->nr = (__u32)nr;
 	record->resolved = 0;

@@ -91,7 +91,6 @@ static __always_inline void name_loopback(__u8 address[16])
 
 static __always_inline int on_address(struct bpf_sock_addr *ctx, __u32 operation, int is_v6)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
 	__u16 port = bpf_ntohs((__u16)ctx->user_port);
 	struct network_record *record;
 	struct run_counts *counts;
@@ -100,7 +99,7 @@ static __always_inline int on_address(struct bpf_sock_addr *ctx, __u32 operation
 	int allowed;
 	__u64 cgroup;
 
-	run = run_of(task, &cgroup);
+	run = run_of_current(&cgroup);
 	if (!run)
 		return ALLOWED;
 	if (is_v6) {
@@ -136,7 +135,7 @@ static __always_inline int on_address(struct bpf_sock_addr *ctx, __u32 operation
 		count(&counts->dropped);
 		return allowed;
 	}
-	fill_head(&record->head, task, cgroup, RECORD_NETWORK, sizeof(*record));
+	fill_head(&record->head, cgroup, RECORD_NETWORK, sizeof(*record));
 	record->operation = operation;
 	record->denied = !allowed;
 	record->family = ctx->family;
@@ -153,11 +152,10 @@ static __always_inline int on_address(struct bpf_sock_addr *ctx, __u32 operation
 SEC("cgroup/sock_create")
 int on_sock_create(struct bpf_sock *ctx)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
 	struct run_entry *run;
 	__u64 cgroup;
 
-	run = run_of(task, &cgroup);
+	run = run_of_current(&cgroup);
 	if (!run || !run->deny_network)
 		return ALLOWED;
 	if (ctx->family != AF_INET && ctx->family != AF_INET6)

@@ -24,24 +24,41 @@ static __always_inline __u64 changed_ns(struct file *file)
 	       (__u64)BPF_CORE_READ(old, i_ctime.tv_nsec);
 }
 
-#define FD_NAME_SIZE 40
+#define FD_NAME_SIZE 64
+
+struct ending {
+	char text[FD_NAME_SIZE];
+	int number;
+};
+
+static long ending_step(__u32 index, void *context)
+{
+	struct ending *ending = context;
+	char c = ending->text[index & (FD_NAME_SIZE - 1)];
+
+	if (!c)
+		return 1;
+	if (c == '/')
+		ending->number =
+			ending->text[(index - 1) & (FD_NAME_SIZE - 1)] == 'd' &&
+					ending->text[(index - 2) & (FD_NAME_SIZE - 1)] == 'f'
+				? 0
+				: -1;
+	else if (c < '0' || c > '9')
+		ending->number = -1;
+	else if (ending->number >= 0)
+		ending->number = ending->number * 10 + c - '0';
+	return 0;
+}
 
 /* The number that "/dev/fd/3" or "/proc/self/fd/3" ends with; -1 where `name` does not. */
 __noinline int descriptor_in(unsigned long name)
 {
-	char text[FD_NAME_SIZE] = {};
-	int number = -1;
+	struct ending ending = {.number = -1};
 
-	bpf_probe_read_kernel_str(text, sizeof(text), (void *)name);
-	for (int i = 1; i < FD_NAME_SIZE && text[i]; i++) {
-		int digit = text[i] - '0';
-
-		if (text[i] == '/')
-			number = text[i - 1] == 'd' ? 0 : -1;
-		else if (number >= 0)
-			number = digit >= 0 && digit <= 9 ? number * 10 + digit : -1;
-	}
-	return number;
+	bpf_probe_read_kernel_str(ending.text, sizeof(ending.text), (void *)name);
+	bpf_loop(FD_NAME_SIZE, ending_step, &ending, 0);
+	return ending.number;
 }
 
 static __always_inline __u32 marks_of_exec(struct task_struct *task, struct run_entry *run,
@@ -65,7 +82,7 @@ static __always_inline __u32 marks_of_exec(struct task_struct *task, struct run_
 		if (script >= 0)
 			marks |= marks_of_program(file_of(task, script));
 	}
-	if (run->uid && task->cred->euid.val != run->uid)
+	if (run->uid && BPF_CORE_READ(task, cred, euid.val) != run->uid)
 		marks |= MARK_CREDENTIALS;
 	return marks;
 }
@@ -86,8 +103,8 @@ static __always_inline void fill_exec(struct exec_record *record, struct task_st
 {
 	struct file *file = bprm->file;
 
-	fill_head(&record->head, task, cgroup, RECORD_EXEC, size);
-	record->parent = own_number(task->real_parent);
+	fill_head(&record->head, cgroup, RECORD_EXEC, size);
+	record->parent = own_number(BPF_CORE_READ(task, real_parent));
 	bpf_get_current_comm(record->comm, sizeof(record->comm));
 	if (bpf_probe_read_kernel_str(record->path, sizeof(record->path), bprm->filename) < 0)
 		record->path[0] = 0;
@@ -111,18 +128,18 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	__u64 cgroup, wakes;
 	__u32 marks;
 
-	run = run_of(task, &cgroup);
+	run = run_of_current(&cgroup);
 	if (!run || run->level == LEVEL_OFF)
 		return 0;
 	counts = counts_of(run);
 	if (!counts)
 		return 0;
 	if (!run->init_tgid)
-		run->init_tgid = (__u32)task->real_parent->tgid;
+		run->init_tgid = (__u32)BPF_CORE_READ(task, real_parent, tgid);
 	marks = marks_of_exec(task, run, bprm);
 	wakes = marks & run->wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
-	start = task->mm->arg_start;
-	size = task->mm->arg_end - start;
+	start = BPF_CORE_READ(task, mm, arg_start);
+	size = BPF_CORE_READ(task, mm, arg_end) - start;
 	if (size > PATH_SIZE)
 		longer = reserve_priority(counts, sizeof(*longer));
 	if (longer) {
@@ -154,7 +171,7 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	struct run_entry *run;
 	__u64 cgroup;
 
-	run = run_of(parent, &cgroup);
+	run = run_of_current(&cgroup);
 	if (!run || !run->init_tgid || (__u32)parent->tgid == run->init_tgid)
 		return 0;
 	counts = counts_of(run);
@@ -165,9 +182,9 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 		count(&counts->dropped);
 		return 0;
 	}
-	fill_head(&record->head, parent, cgroup, RECORD_FORK, sizeof(*record));
+	fill_head(&record->head, cgroup, RECORD_FORK, sizeof(*record));
 	record->child_tid = own_number(child);
-	record->child_pid = own_number(child->group_leader);
+	record->child_pid = own_number(BPF_CORE_READ(child, group_leader));
 	bpf_get_current_comm(record->comm, sizeof(record->comm));
 	count(&counts->seen);
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
@@ -185,7 +202,7 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	__u32 abi;
 	long nr;
 
-	run = run_of(task, &cgroup);
+	run = run_of_current(&cgroup);
 	if (!run || !run->init_tgid || (__u32)task->tgid == run->init_tgid)
 		return 0;
 	counts = counts_of(run);
@@ -205,11 +222,11 @@ int BPF_PROG(on_exit, struct task_struct *task)
 		count(&counts->dropped);
 		return 0;
 	}
-	fill_head(&record->head, task, cgroup, RECORD_EXIT, sizeof(*record));
+	fill_head(&record->head, cgroup, RECORD_EXIT, sizeof(*record));
 	record->nr = nr < 0 ? -1 : (__s32)nr;
 	record->abi = abi;
 	record->status = (__u32)task->exit_code;
-	record->leader = task->signal->live.counter == 0;
+	record->leader = BPF_CORE_READ(task, signal, live.counter) == 0;
 	bpf_get_current_comm(record->comm, sizeof(record->comm));
 	count(&counts->seen);
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);

@@ -54,17 +54,12 @@ struct {
 	__type(value, __u32);
 } calls SEC(".maps");
 
-/* By its group's ancestor at our depth, so that groups nested below a run's stay inside. `task` is
- * the current one. */
-static __always_inline struct run_entry *run_of(struct task_struct *task, __u64 *id)
+/* The current task's: by its group's ancestor at our depth, so that groups nested below a run's
+ * stay inside. By a helper: the verifier takes a millisecond for every pointer that is followed. */
+static __always_inline struct run_entry *run_of_current(__u64 *id)
 {
-	struct cgroup *group = task->cgroups->dfl_cgrp;
-	int below = group->level - (int)group_level;
-
-	if (below < 0)
-		return 0;
-	*id = below ? bpf_get_current_ancestor_cgroup_id((int)group_level) : group->kn->id;
-	return bpf_map_lookup_elem(&runs, id);
+	*id = bpf_get_current_ancestor_cgroup_id((int)group_level);
+	return *id ? bpf_map_lookup_elem(&runs, id) : 0;
 }
 
 static __always_inline struct run_counts *counts_of(const struct run_entry *run)
@@ -103,11 +98,10 @@ static __always_inline long number_of(const struct pt_regs *regs)
 }
 
 /* The number of a task in its own pid namespace. */
-static __always_inline __u32 own_number(struct task_struct *task)
+static __always_inline __u32 number_in(struct pid *pid)
 {
-	struct pid *pid = task->thread_pid;
 	/* Bounded for the verifier of 6.1, in 64 bits; namespaces nest 32 deep at most. */
-	__u64 level = pid->level;
+	__u64 level = BPF_CORE_READ(pid, level);
 	int nr = 0;
 
 	asm volatile("" : "+r"(level));
@@ -120,16 +114,36 @@ static __always_inline __u32 own_number(struct task_struct *task)
 	return (__u32)nr;
 }
 
-static __always_inline void fill_head(struct record_header *head, struct task_struct *task,
-				      __u64 cgroup, __u16 type, __u16 size)
+static __always_inline __u32 own_number(struct task_struct *task)
 {
+	return number_in(BPF_CORE_READ(task, thread_pid));
+}
+
+/* Of the current task: its thread's number below, its process's above. */
+__noinline __u64 own_numbers(void)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	/* Followed, not read by a helper: that is for every call of a run that is traced in full.
+	 */
+	__u32 tid = number_in(task->thread_pid);
+
+	if (task->pid == task->tgid)
+		return (__u64)tid << 32 | tid;
+	return (__u64)own_number(BPF_CORE_READ(task, group_leader)) << 32 | tid;
+}
+
+static __always_inline void fill_head(struct record_header *head, __u64 cgroup, __u16 type,
+				      __u16 size)
+{
+	__u64 numbers = own_numbers();
+
 	head->time_ns = bpf_ktime_get_ns();
 	head->cgroup = cgroup;
-	head->tid = own_number(task);
-	head->pid = own_number(task->group_leader);
+	head->tid = (__u32)numbers;
+	head->pid = (__u32)(numbers >> 32);
 	head->type = type;
 	head->size = size;
-	head->host_tid = (__u32)task->pid;
+	head->host_tid = (__u32)bpf_get_current_pid_tgid();
 }
 
 #endif

@@ -36,7 +36,7 @@ static __always_inline void record_syscall(struct run_counts *counts, struct tas
 		count(&counts->dropped);
 		return;
 	}
-	fill_head(&record->head, task, cgroup, RECORD_SYSCALL, sizeof(*record));
+	fill_head(&record->head, cgroup, RECORD_SYSCALL, sizeof(*record));
 	record->result = result;
 	record->nr = (__u32)nr;
 	record->abi = abi;
@@ -59,7 +59,7 @@ __noinline int remember(struct run_entry *run, struct run_counts *counts, long n
 	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
 	struct flight_call *call;
 	struct flight *flight;
-	__u64 place;
+	__u64 place, numbers;
 	__u32 slot;
 
 	if (!run || !counts)
@@ -79,8 +79,9 @@ __noinline int remember(struct run_entry *run, struct run_counts *counts, long n
 	call->args[3] = regs->r10;
 	call->args[4] = regs->r8;
 	call->args[5] = regs->r9;
-	call->tid = own_number(task);
-	call->pid = own_number(task->group_leader);
+	numbers = own_numbers();
+	call->tid = (__u32)numbers;
+	call->pid = (__u32)(numbers >> 32);
 	call->nr = (__u32)nr;
 	call->abi = abi;
 	call->place = place + 1;
@@ -102,7 +103,7 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long result)
 	__u32 abi;
 	long nr;
 
-	run = run_of(task, &cgroup);
+	run = run_of_current(&cgroup);
 	if (!run || !run->init_tgid || (__u32)task->tgid == run->init_tgid)
 		return 0;
 	counts = counts_of(run);
