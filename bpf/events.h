@@ -169,28 +169,29 @@ static __always_inline int is_wanted(const struct run_entry *run, long nr)
 	return bpf_map_lookup_elem(&calls, &key) != 0;
 }
 
-static __always_inline void on_call(struct run_entry *run, struct run_counts *counts,
-				    struct task_struct *task, __u64 cgroup, long nr, __u32 abi,
-				    long result)
+static __always_inline __u32 marks_of_task(const struct run_entry *run, struct task_struct *task)
 {
-	__u32 marks = 0;
+	return run->uid && task->cred->euid.val != run->uid ? MARK_CREDENTIALS : 0;
+}
 
+/* `marks` are those of the task. */
+static __always_inline void on_call(struct run_entry *run, struct run_counts *counts, __u64 cgroup,
+				    __u32 marks, long nr, __u32 abi, long result)
+{
 	if (!run->rules)
 		return;
 	if (abi == ABI_X86_64 && nr >= 0 && nr < SYSCALL_SLOTS) {
 		if (file_calls[nr & (SYSCALL_SLOTS - 1)]) {
-			marks = marks_of_file_call(run, counts, nr, result);
-			if (marks || run->level == LEVEL_FULL)
-				on_file_call(run, counts, cgroup, marks, result);
-			marks = 0;
+			__u32 noted = marks_of_file_call(run, counts, nr, result);
+
+			if (noted || run->level == LEVEL_FULL)
+				on_file_call(run, counts, cgroup, noted, result);
 		}
 		if (noticed_calls[nr & (SYSCALL_SLOTS - 1)])
-			marks = marks_of_call(nr, result);
+			marks |= marks_of_call(nr, result);
 		if (run->wake & MARK_CALL && is_wanted(run, nr))
 			marks |= MARK_CALL;
 	}
-	if (run->uid && task->cred->euid.val != run->uid)
-		marks |= MARK_CREDENTIALS;
 	if (result == -EPERM || result == -ENOSYS)
 		marks |= MARK_REFUSED;
 	marks &= run->wake | run->kill;

@@ -25,7 +25,7 @@ struct upid {
 
 struct pid {
 	unsigned int level;
-	struct upid numbers[1];
+	struct upid numbers[];
 } KERNEL_TYPE;
 
 struct signal_struct {

@@ -215,7 +215,8 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	if (abi == ABI_X86_64 && (nr == NR_EXIT || nr == NR_EXIT_GROUP)) {
 		count(&counts->syscalls[nr].succeeded);
 		if (run->level == LEVEL_FULL)
-			record_syscall(counts, task, cgroup, regs, nr, abi, 0);
+			record_syscall(counts, own_numbers(), (__u32)task->pid, cgroup, regs, nr,
+				       abi, 0);
 	}
 	record = reserve_priority(counts, sizeof(*record));
 	if (!record) {

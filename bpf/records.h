@@ -113,15 +113,19 @@ struct run_counts {
 	__u64 unnoted;	    /* of the dropped, those that a rule had asked for */
 	__u64 given[RINGS]; /* bytes put into each ring, RECORD_OVERHEAD a record among them */
 	__u64 taken[RINGS]; /* bytes read of them: the daemon's to say */
-	__u64 pad[6];
+	__u64 stamp;	    /* the last time that the flight recorder took */
+	__u64 tick;	    /* of the kernel's, when it did */
+	__u64 pad[4];
 	struct file_count files[FILE_CLASSES]; /* opened, by class */
 };
 
-#define FLIGHT_CALLS 512 /* a power of two */
+#define FLIGHT_CALLS   512 /* a power of two */
+#define FLIGHT_STAMPED 8
 
 /* One of a run's last calls, kept in case that something comes to light. */
 struct flight_call {
-	__u64 time_ns;
+	__u64 time_ns; /* its own, or that of one at most FLIGHT_STAMPED - 1 before it in the same
+			  tick */
 	__s64 result;
 	__u64 args[6];
 	__u32 pid;

@@ -55,11 +55,26 @@ struct {
 } calls SEC(".maps");
 
 /* The current task's: by its group's ancestor at our depth, so that groups nested below a run's
- * stay inside. By a helper: the verifier takes a millisecond for every pointer that is followed. */
+ * stay inside. */
 static __always_inline struct run_entry *run_of_current(__u64 *id)
 {
 	*id = bpf_get_current_ancestor_cgroup_id((int)group_level);
 	return *id ? bpf_map_lookup_elem(&runs, id) : 0;
+}
+
+/*
+ * The same for every system call of the host: pointers are followed, not read by a helper. A call
+ * of one costs up to 30 ns where returns are guarded; a pointer costs the verifier a millisecond.
+ */
+static __always_inline struct run_entry *run_of(struct task_struct *task, __u64 *id)
+{
+	struct cgroup *group = task->cgroups->dfl_cgrp;
+	int below = group->level - (int)group_level;
+
+	if (below < 0)
+		return 0;
+	*id = below ? bpf_get_current_ancestor_cgroup_id((int)group_level) : group->kn->id;
+	return bpf_map_lookup_elem(&runs, id);
 }
 
 static __always_inline struct run_counts *counts_of(const struct run_entry *run)
@@ -97,13 +112,12 @@ static __always_inline long number_of(const struct pt_regs *regs)
 	return (int)regs->orig_ax;
 }
 
-/* The number of a task in its own pid namespace. */
-static __always_inline __u32 number_in(struct pid *pid)
+/* The number of a task in its own pid namespace; `pid` and its level are its thread_pid's. */
+static __always_inline __u32 number_at(struct pid *pid, __u64 level)
 {
-	/* Bounded for the verifier of 6.1, in 64 bits; namespaces nest 32 deep at most. */
-	__u64 level = BPF_CORE_READ(pid, level);
 	int nr = 0;
 
+	/* Bounded for the verifier of 6.1, in 64 bits; namespaces nest 32 deep at most. */
 	asm volatile("" : "+r"(level));
 	level &= 63;
 	/* numbers[] has one element per level; its size is not known to the compiler. */
@@ -116,34 +130,58 @@ static __always_inline __u32 number_in(struct pid *pid)
 
 static __always_inline __u32 own_number(struct task_struct *task)
 {
-	return number_in(BPF_CORE_READ(task, thread_pid));
+	struct pid *pid = BPF_CORE_READ(task, thread_pid);
+
+	return number_at(pid, BPF_CORE_READ(pid, level));
+}
+
+/* For every system call of a run: no helper is called where the run's namespace is one of the
+ * first. */
+static __always_inline __u32 own_number_followed(struct task_struct *task)
+{
+	struct pid *pid = task->thread_pid;
+	__u64 level = pid->level;
+
+	/* An array without a size (since 6.6) is one that the verifier lets us look into. */
+	if (!bpf_core_field_size(pid->numbers)) {
+		if (level == 1)
+			return (__u32)pid->numbers[1].nr;
+		if (level == 2)
+			return (__u32)pid->numbers[2].nr;
+	}
+	return number_at(pid, level);
 }
 
 /* Of the current task: its thread's number below, its process's above. */
-__noinline __u64 own_numbers(void)
+static __always_inline __u64 own_numbers_followed(struct task_struct *task)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	/* Followed, not read by a helper: that is for every call of a run that is traced in full.
-	 */
-	__u32 tid = number_in(task->thread_pid);
+	__u32 tid = own_number_followed(task);
+	__u32 pid = task->pid == task->tgid ? tid : own_number_followed(task->group_leader);
 
-	if (task->pid == task->tgid)
-		return (__u64)tid << 32 | tid;
-	return (__u64)own_number(BPF_CORE_READ(task, group_leader)) << 32 | tid;
+	return (__u64)pid << 32 | tid;
 }
 
-static __always_inline void fill_head(struct record_header *head, __u64 cgroup, __u16 type,
-				      __u16 size)
+__noinline __u64 own_numbers(void)
 {
-	__u64 numbers = own_numbers();
+	return own_numbers_followed(bpf_get_current_task_btf());
+}
 
+static __always_inline void fill_head_for(struct record_header *head, __u64 cgroup, __u64 numbers,
+					  __u32 host_tid, __u16 type, __u16 size)
+{
 	head->time_ns = bpf_ktime_get_ns();
 	head->cgroup = cgroup;
 	head->tid = (__u32)numbers;
 	head->pid = (__u32)(numbers >> 32);
 	head->type = type;
 	head->size = size;
-	head->host_tid = (__u32)bpf_get_current_pid_tgid();
+	head->host_tid = host_tid;
+}
+
+static __always_inline void fill_head(struct record_header *head, __u64 cgroup, __u16 type,
+				      __u16 size)
+{
+	fill_head_for(head, cgroup, own_numbers(), (__u32)bpf_get_current_pid_tgid(), type, size);
 }
 
 #endif

@@ -26,7 +26,7 @@ static __always_inline struct syscall_count *count_of(struct run_counts *counts,
 	return &counts->syscalls[index & (SYSCALL_SLOTS - 1)];
 }
 
-static __always_inline void record_syscall(struct run_counts *counts, struct task_struct *task,
+static __always_inline void record_syscall(struct run_counts *counts, __u64 numbers, __u32 host_tid,
 					   __u64 cgroup, struct pt_regs *regs, long nr, __u32 abi,
 					   long result)
 {
@@ -36,7 +36,7 @@ static __always_inline void record_syscall(struct run_counts *counts, struct tas
 		count(&counts->dropped);
 		return;
 	}
-	fill_head(&record->head, cgroup, RECORD_SYSCALL, sizeof(*record));
+	fill_head_for(&record->head, cgroup, numbers, host_tid, RECORD_SYSCALL, sizeof(*record));
 	record->result = result;
 	record->nr = (__u32)nr;
 	record->abi = abi;
@@ -50,28 +50,36 @@ static __always_inline void record_syscall(struct run_counts *counts, struct tas
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 }
 
-/* A run's own ring in memory that the daemon maps: no reservation, no lock, nothing to be read.
- * A global function for its stack frame's sake. */
-__noinline int remember(struct run_entry *run, struct run_counts *counts, long nr, __u32 abi,
-			long result)
+/* Reading the clock costs as much as all else that is kept of a call, so that a burst shares it. */
+static __always_inline __u64 stamp_of(struct run_counts *counts, __u64 place)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
+	__u64 tick = bpf_jiffies64();
+
+	if (tick != counts->tick || !(place & (FLIGHT_STAMPED - 1))) {
+		counts->stamp = bpf_ktime_get_ns();
+		counts->tick = tick;
+	}
+	return counts->stamp;
+}
+
+/* A run's own ring in memory that the daemon maps: no reservation, no lock, nothing to be read. */
+static __always_inline void remember(struct run_entry *run, struct run_counts *counts,
+				     __u64 numbers, struct pt_regs *regs, long nr, __u32 abi,
+				     long result)
+{
 	struct flight_call *call;
 	struct flight *flight;
-	__u64 place, numbers;
+	__u64 place;
 	__u32 slot;
 
-	if (!run || !counts)
-		return 0;
 	slot = run->slot;
 	place = __sync_fetch_and_add(&counts->flown, 1);
 	flight = bpf_map_lookup_elem(&flights, &slot);
 	if (!flight)
-		return 0;
+		return;
 	call = &flight->calls[place & (FLIGHT_CALLS - 1)];
 	call->place = 0;
-	call->time_ns = bpf_ktime_get_ns();
+	call->time_ns = stamp_of(counts, place);
 	call->result = result;
 	call->args[0] = regs->di;
 	call->args[1] = regs->si;
@@ -79,13 +87,11 @@ __noinline int remember(struct run_entry *run, struct run_counts *counts, long n
 	call->args[3] = regs->r10;
 	call->args[4] = regs->r8;
 	call->args[5] = regs->r9;
-	numbers = own_numbers();
 	call->tid = (__u32)numbers;
 	call->pid = (__u32)(numbers >> 32);
 	call->nr = (__u32)nr;
 	call->abi = abi;
 	call->place = place + 1;
-	return 0;
 }
 
 /*
@@ -99,16 +105,19 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long result)
 	struct syscall_count *counter;
 	struct run_counts *counts;
 	struct run_entry *run;
-	__u64 cgroup;
-	__u32 abi;
+	__u64 cgroup, numbers;
+	__u32 abi, marks;
 	long nr;
 
-	run = run_of_current(&cgroup);
+	run = run_of(task, &cgroup);
 	if (!run || !run->init_tgid || (__u32)task->tgid == run->init_tgid)
 		return 0;
 	counts = counts_of(run);
 	if (!counts)
 		return 0;
+	/* Pointers are followed here, before the ways part: the verifier walks each of them. */
+	numbers = own_numbers_followed(task);
+	marks = marks_of_task(run, task);
 	nr = number_of(regs);
 	/* rt_sigreturn(2) has put back the registers of what the signal interrupted. */
 	if (nr == -1)
@@ -119,10 +128,10 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long result)
 	counter = count_of(counts, nr, abi);
 	count(result < 0 && result >= -MAX_ERRNO ? &counter->failed : &counter->succeeded);
 	if (run->level == LEVEL_FULL)
-		record_syscall(counts, task, cgroup, regs, nr, abi, result);
+		record_syscall(counts, numbers, (__u32)task->pid, cgroup, regs, nr, abi, result);
 	else
-		remember(run, counts, nr, abi, result);
-	on_call(run, counts, task, cgroup, nr, abi, result);
+		remember(run, counts, numbers, regs, nr, abi, result);
+	on_call(run, counts, cgroup, marks, nr, abi, result);
 	if (run->doomed)
 		bpf_send_signal(SIGKILL);
 	return 0;
