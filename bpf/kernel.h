@@ -99,16 +99,47 @@ struct file {
 	void *private_data;
 } KERNEL_TYPE;
 
+struct in6_addr___kernel {
+	__u8 bytes[16];
+};
+
 struct sock_common {
+	__u32 skc_daddr;
+	__u32 skc_rcv_saddr;
+	__u16 skc_dport;
+	__u16 skc_num;
 	__u16 skc_family;
+	struct in6_addr___kernel skc_v6_daddr;
+	struct in6_addr___kernel skc_v6_rcv_saddr;
 } KERNEL_TYPE;
 
 struct sock {
 	struct sock_common __sk_common;
+	__u16 sk_protocol;
 } KERNEL_TYPE;
 
 struct socket {
+	__s16 type;
 	struct sock *sk;
+} KERNEL_TYPE;
+
+struct sockaddr_un___kernel {
+	__u16 sun_family;
+};
+
+struct unix_address {
+	int len;
+	struct sockaddr_un___kernel name[0];
+} KERNEL_TYPE;
+
+struct unix_sock {
+	struct unix_address *addr;
+	struct path path;
+	struct sock *peer;
+} KERNEL_TYPE;
+
+struct kernel_siginfo {
+	int si_code;
 } KERNEL_TYPE;
 
 struct fs_struct {

@@ -7,8 +7,6 @@
 #ifndef SUPERVISOR_NETWORK_H
 #define SUPERVISOR_NETWORK_H
 
-#include <bpf/bpf_endian.h>
-
 #include "events.h"
 
 #define ALLOWED	  1

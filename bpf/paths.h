@@ -71,6 +71,7 @@ __noinline __u32 resolve_path(unsigned long mount, unsigned long dentry, struct 
 	if (!path)
 		return 0;
 	climb.path = path->names;
+	climb.size = zero_at_start;
 	bpf_loop(MAX_DEPTH, climb_step, &climb, 0);
 	return climb.size;
 }

@@ -7,10 +7,12 @@
 
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
 #include <bpf/bpf_tracing.h>
 
 #include "network.h"
 #include "process.h"
+#include "signals.h"
 #include "syscalls.h"
 
 /* How deep the caller's own group lies; for the daemon to find group_level. */
@@ -33,4 +35,6 @@ const struct long_file_record *long_file_record_type __attribute__((unused));
 const struct two_file_record *two_file_record_type __attribute__((unused));
 const struct flight_call *flight_call_type __attribute__((unused));
 const struct network_record *network_record_type __attribute__((unused));
+const struct socket_record *socket_record_type __attribute__((unused));
+const struct signal_record *signal_record_type __attribute__((unused));
 const struct syscall_record *syscall_record_type __attribute__((unused));

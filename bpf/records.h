@@ -147,6 +147,8 @@ enum record_type {
 	RECORD_FILE = 5,
 	RECORD_NETWORK = 6,
 	RECORD_EVENT = 7,
+	RECORD_SOCKET = 8,
+	RECORD_SIGNAL = 9,
 };
 
 enum syscall_abi {
@@ -272,6 +274,8 @@ enum network_operation {
 	NETWORK_SEND = 2, /* a datagram from a socket that is not connected */
 	NETWORK_BIND = 3,
 	NETWORK_PACKET = 4, /* on its way out; whose thread's it is nobody knows */
+	NETWORK_LISTEN = 5,
+	NETWORK_ACCEPT = 6,
 };
 
 /* What the kernel itself is about to use, not what lies in the caller's memory. */
@@ -284,6 +288,32 @@ struct network_record {
 	__u32 protocol;
 	__u32 port;
 	__u8 address[16]; /* IPv4 as ::ffff:a.b.c.d */
+};
+
+/* What the kernel has, or as given where the call has failed. Of AF_UNIX a path as in struct
+ * file_record, or sun_path: one that begins with a NUL is abstract (unix(7)). */
+struct socket_record {
+	struct record_header head;
+	__s64 result;
+	__u32 nr;
+	__u32 operation; /* enum network_operation */
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__u32 port;
+	__u8 address[16]; /* the other side's of what was accepted; IPv4 as ::ffff:a.b.c.d */
+	__u32 resolved;
+	__u32 path_size;
+	char path[PATH_SIZE];
+};
+
+/* Of the run's process that it is for. */
+struct signal_record {
+	struct record_header head;
+	__u32 number;
+	__s32 code;	  /* si_code of sigaction(2) */
+	__u32 sender;	  /* the run's own number; 0: nobody of it */
+	__u32 generation; /* enum of TRACE_SIGNAL_*: delivered, ignored, already pending, lost */
 };
 
 /* Whom a run may reach: the longest prefix that fits decides, by the run's slot and the address. */

@@ -12,6 +12,13 @@
  * its own place may be relative to a cgroup namespace. */
 volatile __u32 group_level = 1;
 
+/*
+ * Zero, which the verifier does not know. Before Linux 6.7 it looks at the step of a loop once,
+ * with what it knows before the first, and removes what can then not be reached: a number that the
+ * step decides by must not be known at the start.
+ */
+volatile __u32 zero_at_start = 0;
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_RUNS);
@@ -163,7 +170,11 @@ static __always_inline __u64 own_numbers_followed(struct task_struct *task)
 
 __noinline __u64 own_numbers(void)
 {
-	return own_numbers_followed(bpf_get_current_task_btf());
+	struct task_struct *task = bpf_get_current_task_btf();
+	__u32 tid = own_number(task);
+	__u32 pid = task->pid == task->tgid ? tid : own_number(BPF_CORE_READ(task, group_leader));
+
+	return (__u64)pid << 32 | tid;
 }
 
 static __always_inline void fill_head_for(struct record_header *head, __u64 cgroup, __u64 numbers,

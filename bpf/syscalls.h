@@ -3,7 +3,7 @@
 #ifndef SUPERVISOR_SYSCALLS_H
 #define SUPERVISOR_SYSCALLS_H
 
-#include "events.h"
+#include "sockets.h"
 
 #define NR_RT_SIGRETURN 15
 #define NR_EXIT		60
@@ -51,11 +51,13 @@ static __always_inline void record_syscall(struct run_counts *counts, __u64 numb
 }
 
 /* Reading the clock costs as much as all else that is kept of a call, so that a burst shares it. */
-static __always_inline __u64 stamp_of(struct run_counts *counts, __u64 place)
+static __always_inline __u64 stamp_of(struct run_counts *counts, __u64 place, long nr)
 {
+	__u32 index = nr & (SYSCALL_SLOTS - 1);
 	__u64 tick = bpf_jiffies64();
 
-	if (tick != counts->tick || !(place & (FLIGHT_STAMPED - 1))) {
+	if (tick != counts->tick || !(place & (FLIGHT_STAMPED - 1)) || file_calls[index] ||
+	    noticed_calls[index] || is_socket_call(nr)) {
 		counts->stamp = bpf_ktime_get_ns();
 		counts->tick = tick;
 	}
@@ -79,7 +81,7 @@ static __always_inline void remember(struct run_entry *run, struct run_counts *c
 		return;
 	call = &flight->calls[place & (FLIGHT_CALLS - 1)];
 	call->place = 0;
-	call->time_ns = stamp_of(counts, place);
+	call->time_ns = stamp_of(counts, place, nr);
 	call->result = result;
 	call->args[0] = regs->di;
 	call->args[1] = regs->si;
@@ -127,6 +129,9 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long result)
 		return 0; /* the child's side of the same call */
 	counter = count_of(counts, nr, abi);
 	count(result < 0 && result >= -MAX_ERRNO ? &counter->failed : &counter->succeeded);
+	/* Before the call itself, as what the address hooks tell. */
+	if (abi == ABI_X86_64 && is_socket_call(nr))
+		note_socket(counts, cgroup, result);
 	if (run->level == LEVEL_FULL)
 		record_syscall(counts, numbers, (__u32)task->pid, cgroup, regs, nr, abi, result);
 	else

@@ -216,7 +216,8 @@ class TracedProcess:
 
 @dataclass(frozen=True, slots=True)
 class TracedAddress:
-    """An address that a run connected to, sent to or bound, `count` times; `denied`: none of them had an effect."""
+    """Where a run connected to, sent to, was bound or listened, or what it accepted, `count` times; `denied`: without effect.
+    Of a Unix socket `protocol` is "unix" and `address` its path, or "@" and its abstract name."""
 
     operation: str
     protocol: str
@@ -274,8 +275,8 @@ class TraceEvent:
 
     `time` is Unix time in nanoseconds; `pid`, `tid` and `parent` are the run's own. `kind`: "syscall" has syscall, abi, args
     (raw registers) and result; "exec" has path, argv, parent; "fork" has the child's tid as result; "exit" has as result the
-    exit status, or the negated number of the signal that ended the process. "open", "connect" and the like have path, or
-    address and port, beside the system call that they came by.
+    exit status, or the negated number of the signal that ended the process; "signal" its number, and is the receiver's. "open",
+    "connect" and the like have path, or address and port, beside the system call that they came by.
     """
 
     time: int

@@ -20,8 +20,10 @@ _MOST_WAITING = 10_000
 _MOST_BEFORE = 8
 _ADDRESS_CALLS = {"sendmsg", "sendmmsg"}
 _EXECUTES = {"execve", "execveat"}
-_LIVES = {"exec", "fork", "exit"}
+_LIVES = {"exec", "fork", "exit", "signal"}
 _VIOLATION = "violation"
+UNIX = "unix"
+"""The detail of an event about a Unix socket, whose path is the socket's name."""
 _ENDS = {"exit", "exit_group"}
 _ADDRESSES = {"brk", "mmap", "mremap", "shmat"}
 _AT_FDCWD = -100
@@ -45,7 +47,7 @@ class Entry:
         """What the call named, as far as it is known, in order; the new name of a rename is its second."""
         found = []
         for event in (*self.details, self.event):
-            if event.path:
+            if event.path and not _is_unix(event):
                 found.append(event.path)
                 if event.detail and SIGNATURES.get(event.syscall, "").count("s") > 1:
                     found.append(event.detail)
@@ -53,14 +55,20 @@ class Entry:
 
     @property
     def endpoint(self) -> tuple[str, int] | None:
-        """The address and port that the call named."""
-        events = (*self.details, self.event)
-        return next(((event.address, event.port) for event in events if event.address), None)
+        """The address and port that the call named; of a Unix socket its name and 0."""
+        for event in (*self.details, self.event):
+            if event.address or _is_unix(event):
+                return event.address or event.path, event.port
+        return None
 
     @property
     def error(self) -> str:
         """The name of the error that the call was answered with; empty for none."""
         return error_name(self.event.result) if _answers(self.event) else ""
+
+
+def _is_unix(event: TraceEvent) -> bool:
+    return bool(event.path) and event.detail == UNIX
 
 
 def failed(event: TraceEvent) -> bool:
@@ -202,7 +210,9 @@ def _escaped(character: str, ascii_only: bool) -> str:
 
 
 def endpoint_text(address: str, port: int) -> str:
-    """`192.0.2.1:80`, `[::1]:80`."""
+    """`192.0.2.1:80`, `[::1]:80`; a Unix socket has its name alone."""
+    if address[:1] in ("/", "@"):
+        return address
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 

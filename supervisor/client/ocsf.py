@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from supervisor.client.calls import Entry, call_text, endpoint_text, paired
+from supervisor.client.calls import UNIX, Entry, call_text, endpoint_text, paired
 from supervisor.client.linux_words import signal_name
 from supervisor.client.process_tree import Process, ProcessTree
 from supervisor.client.result import TraceEvent
@@ -194,7 +194,9 @@ def _file_activity(call: str, entry: Entry) -> tuple[int, str]:
 def _protocol(entry: Entry) -> str:
     """tcp, udp: the first word that the event with the address says."""
     events = (*entry.details, entry.event)
-    return next((event.detail.partition(",")[0] for event in events if event.address and event.detail), "")
+    return next(
+        (one.detail.partition(",")[0] for one in events if (one.address or one.detail == UNIX) and one.detail), ""
+    )
 
 
 def _network_activity(call: str, error: str) -> tuple[int, str]:
@@ -207,11 +209,12 @@ def _network_activity(call: str, error: str) -> tuple[int, str]:
 
 def _network(call: str, address: str, port: int, protocol: str) -> dict[str, Any]:
     inbound = call in _INBOUND
-    version = 6 if ":" in address else 4
+    peer: dict[str, Any] = {"name": address} if protocol == UNIX else {"ip": address, "port": port}
+    version = 0 if protocol == UNIX else 6 if ":" in address else 4
     return {
         # The profile host lends a class of the network the device and the process.
         "metadata": {"profiles": ["host"]},
-        "src_endpoint" if inbound else "dst_endpoint": {"ip": address, "port": port},
+        "src_endpoint" if inbound else "dst_endpoint": peer,
         "connection_info": {
             "direction_id": 1 if inbound else 2,
             "direction": "Inbound" if inbound else "Outbound",

@@ -8,15 +8,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from supervisor.model import TracedAddress
-from supervisor.probes.layout import HEAD, NETWORK, RecordType
+from supervisor.probes.layout import HEAD, NETWORK, SOCKET, TYPE_AT, RecordType, upward
 
-OPERATIONS = ("", "connect", "send", "bind", "packet")
+OPERATIONS = ("", "connect", "send", "bind", "packet", "listen", "accept")
 SHOWN_MAX = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Contact:
-    """One network record. `time_ns` is CLOCK_MONOTONIC's."""
+    """One network or socket record. `time_ns` is CLOCK_MONOTONIC's; the call's number and result: a socket's.
+
+    Of a Unix socket `address` is its path, or "@" and its name in the abstract namespace, and `protocol` is "unix".
+    """
 
     time_ns: int
     pid: int
@@ -26,14 +29,39 @@ class Contact:
     protocol: str
     address: str
     port: int
+    result: int = 0
+    number: int = 0
+
+
+def is_contact(record: bytes) -> bool:
+    return record[TYPE_AT] in (RecordType.NETWORK, RecordType.SOCKET)
 
 
 def read_contact(record: bytes) -> Contact:
+    if record[TYPE_AT] == RecordType.SOCKET:
+        return _read_socket(record)
     time_ns, _, pid, tid, _, _, _ = HEAD.unpack_from(record)
     operation, denied, _family, kind, protocol, port, packed = NETWORK.unpack_from(record)
     return Contact(
         time_ns, pid, tid, OPERATIONS[operation], bool(denied), _protocol(kind, protocol), address_text(packed), port
     )
+
+
+def _read_socket(record: bytes) -> Contact:
+    time_ns, _, pid, tid, _, _, _ = HEAD.unpack_from(record)
+    result, number, operation, family, kind, ip, port, packed, resolved, size, path = SOCKET.unpack_from(record)
+    if family == socket.AF_UNIX:
+        protocol, address = "unix", upward(path[:size]) if resolved else _unix_name(path[:size])
+    else:
+        protocol, address = _protocol(kind, ip), address_text(packed)
+    return Contact(time_ns, pid, tid, OPERATIONS[operation], False, protocol, address, port, result, number)
+
+
+def _unix_name(name: bytes) -> str:
+    """unix(7): a path ends at its NUL, a name in the abstract namespace begins with one and may have more."""
+    abstract = name[:1] == b"\0"
+    words = name[1:] if abstract else name.split(b"\0", 1)[0]
+    return "@" * abstract + words.decode("utf-8", "replace")
 
 
 def address_text(packed: bytes) -> str:
@@ -61,7 +89,7 @@ class Contacts:
 
     def add(self, records: Iterable[bytes]) -> None:
         for record in records:
-            if HEAD.unpack_from(record)[4] != RecordType.NETWORK:
+            if not is_contact(record):
                 continue
             one = read_contact(record)
             key = (one.operation, one.protocol, one.address, one.port, one.denied)

@@ -69,6 +69,10 @@ EVENT: Final = struct.Struct("=32xq6QIIII16s")
 """struct event_record after its head: result, args, nr, abi, marks, pad, comm."""
 NETWORK: Final = struct.Struct("=32xIIIIII16s")
 """struct network_record after its head: operation, denied, family, type, protocol, port, address."""
+SOCKET: Final = struct.Struct("=32xqIIIIII16sII256s")
+"""struct socket_record after its head: result, nr, operation, family, type, protocol, port, address, resolved, path_size, path."""
+SIGNAL: Final = struct.Struct("=32xIiII")
+"""struct signal_record after its head: number, code, sender, generation."""
 
 ADDRESS_KEY: Final = struct.Struct("=II16s")
 ADDRESS_RULE_HEAD: Final = struct.Struct("=II")
@@ -101,6 +105,8 @@ class RecordType(IntEnum):
     FILE = 5
     NETWORK = 6
     EVENT = 7
+    SOCKET = 8
+    SIGNAL = 9
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from supervisor.evidence.traces import schema
-from supervisor.probes.contacts import read_contact
+from supervisor.outcome import signal_name
+from supervisor.probes.contacts import is_contact, read_contact
 from supervisor.probes.file_table import HEAD_FIELDS, files_table
 from supervisor.probes.layout import (
     ABI_NAMES,
@@ -20,6 +21,7 @@ from supervisor.probes.layout import (
     EXEC,
     EXIT,
     FORK,
+    SIGNAL,
     SYSCALL_OTHER,
     SYSCALL_SLOTS,
     TYPE_AT,
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KINDS = ("syscall", "exec", "fork", "exit")
+_GENERATIONS = ("", ", ignored", ", already pending", ", lost", ", lost in part")
+"""TRACE_SIGNAL_* of include/trace/events/signal.h."""
 
 CALL = np.dtype(
     [
@@ -105,8 +109,10 @@ def _row(record: bytes, offset: int) -> dict[str, Any]:
         child_pid, child_tid, comm = FORK.unpack_from(record)
         detail = "process" if child_pid == child_tid else "thread"
         return row | {"kind": "fork", "comm": text(comm), "detail": detail, "result": child_tid}
-    if head.type == RecordType.NETWORK:
+    if is_contact(record):
         return row | _contact(record)
+    if head.type == RecordType.SIGNAL:
+        return row | _signal(record)
     if head.type == RecordType.EVENT:
         return row | _notice(record)
     status, leader, number, _abi, comm = EXIT.unpack_from(record)
@@ -137,12 +143,23 @@ def _notice(record: bytes) -> dict[str, Any]:
     }
 
 
+def _signal(record: bytes) -> dict[str, Any]:
+    """Of the process that it is for; `result` is its number."""
+    number, code, sender, generation = SIGNAL.unpack_from(record)
+    came = f"from {sender}" if sender else "from the kernel" if code > 0 else "from outside"
+    how = _GENERATIONS[generation] if generation < len(_GENERATIONS) else ""
+    return {"kind": "signal", "result": number, "detail": f"{signal_name(number)} {came}{how}"}
+
+
 def _contact(record: bytes) -> dict[str, Any]:
     one = read_contact(record)
-    return {
+    by = {"syscall": syscall_name(one.number), "abi": ABI_NAMES[0]} if one.number else {}
+    if one.protocol == "unix":
+        return by | {"kind": one.operation, "path": one.address, "result": one.result, "detail": "unix"}
+    return by | {
         "kind": one.operation,
         "address": one.address,
         "port": one.port,
-        "result": -errno.EPERM if one.denied else 0,
+        "result": -errno.EPERM if one.denied else one.result,
         "detail": f"{one.protocol}, denied" if one.denied else one.protocol,
     }

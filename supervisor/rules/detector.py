@@ -24,6 +24,7 @@ _LOST = "trace.lost"
 _NO_MARKS = bytes(4)
 _RECORD_OF_KIND = {"exec": RecordType.EXEC, "fork": RecordType.FORK, "exit": RecordType.EXIT}
 _OF_PROCESSES = frozenset(_RECORD_OF_KIND.values())
+_OF_SOCKETS = frozenset({"listen", "accept", "unix"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,8 @@ class Detector:
         self._looked_at = {RecordType.FILE, RecordType.NETWORK, RecordType.EVENT} | {
             kind for name, kind in _RECORD_OF_KIND.items() if name in rules.by_kind
         }
+        if not _OF_SOCKETS.isdisjoint(rules.by_kind):
+            self._looked_at.add(RecordType.SOCKET)
         self._denied: set[tuple[str, str, str]] = set()
         self._last: dict[str, tuple[str, Event]] = {}
         self._counted = 0

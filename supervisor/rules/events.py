@@ -9,7 +9,7 @@ import signal as signals
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from supervisor.probes.contacts import read_contact
+from supervisor.probes.contacts import is_contact, read_contact
 from supervisor.probes.layout import (
     ABI_NAMES,
     CHANGES_ATTRIBUTES,
@@ -80,7 +80,7 @@ def read_event(record: bytes, processes: Processes) -> Event | None:
     kind = HEAD.unpack_from(record)[4]
     if kind == RecordType.FILE:
         return _file(record, processes)
-    if kind == RecordType.NETWORK:
+    if is_contact(record):
         return _contact(record, processes)
     if kind == RecordType.EXEC:
         return _exec(record, processes)
@@ -136,7 +136,7 @@ def _file(record: bytes, processes: Processes) -> Event | None:
     given, second = paths_of(record)
     fields = _process(processes, tid)
     fields["path"] = upward(path[:path_size]) if resolved else _absolute(upward(cwd[:cwd_size]), text(given))
-    fields["result"] = "ok" if result >= 0 else errno.errorcode.get(-result, str(-result))
+    fields["result"] = _result(result)
     more: dict[str, tuple[str, ...]] = {}
     kinds: tuple[str, ...] = (kind,)
     if kind == "open":
@@ -158,6 +158,10 @@ def _file(record: bytes, processes: Processes) -> Event | None:
     return Event(kinds, time_ns, pid, tid, fields, more, name, ABI_NAMES[0])
 
 
+def _result(result: int) -> str:
+    return "ok" if result >= 0 else errno.errorcode.get(-result, str(-result))
+
+
 def _absolute(base: str, path: str) -> str:
     return posixpath.normpath(posixpath.join(base, path))
 
@@ -165,10 +169,13 @@ def _absolute(base: str, path: str) -> str:
 def _contact(record: bytes, processes: Processes) -> Event:
     one = read_contact(record)
     fields = _process(processes, one.tid)
+    if one.protocol == "unix":
+        fields |= {"path": one.address, "operation": one.operation, "result": _result(one.result)}
+        return Event(("unix",), one.time_ns, one.pid, one.tid, fields)
     fields |= {"address": one.address, "port": str(one.port), "protocol": one.protocol}
     fields["denied"] = "true" if one.denied else "false"
     kinds: tuple[str, ...] = (one.operation,)
-    if one.port == 53 and one.operation != "bind":
+    if one.port == 53 and one.operation in ("connect", "send", "packet"):
         kinds = (one.operation, "dns")
     return Event(kinds, one.time_ns, one.pid, one.tid, fields)
 

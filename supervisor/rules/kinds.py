@@ -22,6 +22,7 @@ from supervisor.syscall_sets import KNOWN_SYSCALLS
 _PROCESS = ("exe", "comm")
 _FILE = ("path", "result")
 _ADDRESS = ("address", "port", "protocol", "denied")
+_SOCKET = ("address", "port", "protocol")
 
 FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "exec": ("path", "argv", "file", "stdio", "result"),
@@ -37,6 +38,9 @@ FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "connect": _ADDRESS,
     "send": _ADDRESS,
     "bind": _ADDRESS,
+    "listen": _SOCKET,
+    "accept": _SOCKET,
+    "unix": ("path", "operation", "result"),
     "dns": ("address", "denied"),
     "dup": ("syscall",),
     "setuid": ("result",),
@@ -63,6 +67,7 @@ _WORDS: Final[Mapping[str, frozenset[str]]] = {
     "protocol": frozenset({"tcp", "udp", "icmp"}),
     "denied": frozenset({"true", "false"}),
     "prot": frozenset({"rx", "rwx"}),
+    "operation": frozenset({"connect", "send", "bind", "listen", "accept"}),
     "result": frozenset({"ok", "failed", *errno.errorcode.values()}),
 }
 _MAKERS: Final[Mapping[str, Callable[[str], Test]]] = {

@@ -289,9 +289,9 @@ def test_one_trace_has_its_bound(make_daemon: Callable[..., Daemon], attacks: Pa
     daemon = make_daemon("bounded", SUPERVISOR_MAX_TRACE_BYTES=str(1 << 20))
     with Supervisor(daemon.address) as client:
         result = client.execute(
-            ["/attacks/flood", "1000000", "0"], trace="full", timeout=scaled(60), mounts=[f"{attacks}:/attacks:ro"]
+            ["/attacks/flood", "2000000", "0"], trace="full", timeout=scaled(60), mounts=[f"{attacks}:/attacks:ro"]
         )
-        assert result.exit_code == 0 and result.trace.syscalls["getppid"].calls == 1_000_000
+        assert result.exit_code == 0 and result.trace.syscalls["getppid"].calls == 2_000_000
         assert not result.trace.complete and result.trace.dropped > 100_000
         assert any("max_trace_bytes" in name for name in result.enforcement.missing)
         path = daemon.base / "state" / "traces" / f"{result.run_id}.parquet"

@@ -96,6 +96,8 @@ def sizes(format: struct.Struct) -> list[tuple[int, int]]:
         ("exit_record", layout.EXIT),
         ("file_record", layout.FILE),
         ("network_record", layout.NETWORK),
+        ("socket_record", layout.SOCKET),
+        ("signal_record", layout.SIGNAL),
         ("name_key", layout.NAME_KEY),
         ("call_key", layout.CALL_KEY),
         ("address_key", layout.ADDRESS_KEY),

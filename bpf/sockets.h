@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the address hooks do not see: who listens, who was accepted, and Unix sockets. */
+#ifndef SUPERVISOR_SOCKETS_H
+#define SUPERVISOR_SOCKETS_H
+
+#include "events.h"
+
+#define NR_CONNECT  42
+#define NR_ACCEPT   43
+#define NR_SENDTO   44
+#define NR_RECVFROM 45
+#define NR_SENDMSG  46
+#define NR_RECVMSG  47
+#define NR_SHUTDOWN 48
+#define NR_BIND	    49
+#define NR_LISTEN   50
+#define NR_ACCEPT4  288
+
+#define AF_UNIX	       1
+#define SUN_PATH_SIZE  108 /* unix(7) */
+#define SUN_PATH_START 2
+
+struct user_msghdr_start {
+	__u64 name;
+	__u32 name_size;
+};
+
+static __always_inline __u32 socket_operation(long nr)
+{
+	switch (nr) {
+	case NR_CONNECT:
+		return NETWORK_CONNECT;
+	case NR_SENDTO:
+	case NR_SENDMSG:
+		return NETWORK_SEND;
+	case NR_BIND:
+		return NETWORK_BIND;
+	case NR_LISTEN:
+		return NETWORK_LISTEN;
+	case NR_ACCEPT:
+	case NR_ACCEPT4:
+		return NETWORK_ACCEPT;
+	default:
+		return 0;
+	}
+}
+
+/* The other side's address, or ours. */
+static __always_inline void fill_inet(struct socket_record *record, struct sock *sk, int theirs)
+{
+	__u32 word;
+
+	if (record->family == AF_INET) {
+		word = theirs ? BPF_CORE_READ(sk, __sk_common.skc_daddr)
+			      : BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
+		record->address[10] = record->address[11] = 0xff;
+		__builtin_memcpy(record->address + 12, &word, sizeof(word));
+	} else if (theirs) {
+		BPF_CORE_READ_INTO(&record->address, sk, __sk_common.skc_v6_daddr);
+	} else {
+		BPF_CORE_READ_INTO(&record->address, sk, __sk_common.skc_v6_rcv_saddr);
+	}
+	record->port = theirs ? bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport))
+			      : BPF_CORE_READ(sk, __sk_common.skc_num);
+}
+
+/* Where the socket lies, whatever it was called; its name where it lies nowhere. */
+static __always_inline void fill_bound(struct socket_record *record, struct sock *sk)
+{
+	struct unix_sock *socket = (struct unix_sock *)sk;
+	struct dentry *dentry = BPF_CORE_READ(socket, path.dentry);
+	struct unix_address *address;
+	__u32 size;
+
+	if (dentry) {
+		record->resolved = 1;
+		record->path_size =
+			resolve_path((unsigned long)BPF_CORE_READ(socket, path.mnt),
+				     (unsigned long)dentry, (struct path_names *)record->path);
+		return;
+	}
+	address = BPF_CORE_READ(socket, addr);
+	if (!address)
+		return;
+	size = (__u32)BPF_CORE_READ(address, len) - SUN_PATH_START;
+	if (size > SUN_PATH_SIZE)
+		return;
+	if (!bpf_probe_read_kernel(record->path, size & 127,
+				   (void *)address +
+					   bpf_core_field_offset(struct unix_address, name) +
+					   SUN_PATH_START))
+		record->path_size = size;
+}
+
+static __always_inline void fill_named(struct socket_record *record, unsigned long name, __u32 size)
+{
+	size -= SUN_PATH_START;
+	if (size <= SUN_PATH_SIZE &&
+	    !bpf_probe_read_user(record->path, size & 127, (void *)(name + SUN_PATH_START)))
+		record->path_size = size;
+}
+
+static __always_inline void fill_unix(struct socket_record *record, struct pt_regs *regs,
+				      struct sock *sk, long nr, long result)
+{
+	struct user_msghdr_start message = {};
+	struct sock *peer;
+
+	if (nr == NR_SENDTO) {
+		fill_named(record, regs->r8, (__u32)regs->r9);
+	} else if (nr == NR_SENDMSG) {
+		bpf_probe_read_user(&message, sizeof(message), (void *)regs->si);
+		fill_named(record, message.name, message.name_size);
+	} else if (nr == NR_CONNECT && !result) {
+		peer = BPF_CORE_READ((struct unix_sock *)sk, peer);
+		if (peer)
+			fill_bound(record, peer);
+	} else if (result < 0 && nr != NR_LISTEN) {
+		fill_named(record, regs->si, (__u32)regs->dx);
+	} else {
+		fill_bound(record, sk);
+	}
+}
+
+static __always_inline int is_told_of(__u16 family, __u32 operation, long result)
+{
+	if (operation == NETWORK_ACCEPT && result < 0)
+		return 0;
+	if (family == AF_UNIX)
+		return bpf_core_type_exists(struct unix_sock);
+	/* The rest is the hooks'. */
+	return (family == AF_INET || family == AF_INET6) && result >= 0 &&
+	       (operation == NETWORK_LISTEN || operation == NETWORK_ACCEPT);
+}
+
+__noinline int note_socket(struct run_counts *counts, __u64 cgroup, long result)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
+	long nr = number_of(regs);
+	__u32 operation = socket_operation(nr);
+	struct socket_record *record;
+	struct socket *socket;
+	struct file *file;
+	struct sock *sk;
+	__u16 family;
+
+	if (!counts)
+		return 0;
+	file = file_of(task, operation == NETWORK_ACCEPT && result >= 0 ? result : (int)regs->di);
+	if ((BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFSOCK)
+		return 0;
+	socket = BPF_CORE_READ(file, private_data);
+	sk = BPF_CORE_READ(socket, sk);
+	family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	if (!is_told_of(family, operation, result))
+		return 0;
+	/* A message that names nobody goes to whom the socket is connected to. */
+	if (nr == NR_SENDTO && !regs->r8)
+		return 0;
+	record = reserve_details(counts, sizeof(*record));
+	if (!record) {
+		count(&counts->dropped);
+		return 0;
+	}
+	__builtin_memset(record, 0, sizeof(*record));
+	fill_head(&record->head, cgroup, RECORD_SOCKET, sizeof(*record));
+	record->result = result;
+	record->nr = (__u32)nr;
+	record->operation = operation;
+	record->family = family;
+	record->type = (__u32)BPF_CORE_READ(socket, type);
+	record->protocol = BPF_CORE_READ(sk, sk_protocol);
+	if (family == AF_UNIX && bpf_core_type_exists(struct unix_sock))
+		fill_unix(record, regs, sk, nr, result);
+	else
+		fill_inet(record, sk, operation == NETWORK_ACCEPT);
+	count(&counts->seen);
+	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	return 0;
+}
+
+/* connect(2) to listen(2), but for what has nothing to do with addresses. */
+static __always_inline int is_socket_call(long nr)
+{
+	return (nr >= NR_CONNECT && nr <= NR_LISTEN && nr != NR_RECVFROM && nr != NR_RECVMSG &&
+		nr != NR_SHUTDOWN) ||
+	       nr == NR_ACCEPT4;
+}
+
+#endif
