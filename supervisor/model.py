@@ -216,8 +216,7 @@ class TracedProcess:
 
 @dataclass(frozen=True, slots=True)
 class TracedAddress:
-    """Where a run connected to, sent to, was bound or listened, or what it accepted, `count` times; `denied`: without effect.
-    Of a Unix socket `protocol` is "unix" and `address` its path, or "@" and its abstract name."""
+    """What a run connected to, sent to, bound, listened at or accepted: a Unix socket by path, or "@" and abstract name."""
 
     operation: str
     protocol: str
@@ -274,9 +273,9 @@ class TraceEvent:
     """One thing that a run did; what does not apply is empty.
 
     `time` is Unix time in nanoseconds; `pid`, `tid` and `parent` are the run's own. `kind`: "syscall" has syscall, abi, args
-    (raw registers) and result; "exec" has path, argv, parent; "fork" has the child's tid as result; "exit" has as result the
-    exit status, or the negated number of the signal that ended the process; "signal" its number, and is the receiver's. "open",
-    "connect" and the like have path, or address and port, beside the system call that they came by.
+    (raw registers) and result; "exec" has path, argv, parent; "fork" the child's tid as result; "exit" the exit status, or the
+    negated number of the signal that ended the process; "signal", which is its receiver's, its number. "open", "connect" and
+    the like have path, or address and port, beside their system call.
     """
 
     time: int

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from supervisor.backends.base import SandboxEnd
 from supervisor.errors import Exhausted, HostLacks, InvalidRequest, LaunchFailed, SupervisorError
+from supervisor.linux.signals import signal_name
 from supervisor.model import Limits, Outcome, StartError, Violation
 
 
@@ -158,14 +159,6 @@ def _start_message(end: SandboxEnd, program: bytes) -> str:
 
 def _shown(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text[:200])
-
-
-def signal_name(number: int) -> str:
-    """SIGTERM for 15; "signal N" for one without a name of its own."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def _mib(size: int) -> str:

@@ -17,8 +17,9 @@ from supervisor.backends.base import Backend, Sandbox, SandboxEnd, SandboxReques
 from supervisor.errors import Exhausted
 from supervisor.evidence.pending import PendingRecords
 from supervisor.evidence.records import RunRecords
+from supervisor.linux.signals import signal_name
 from supervisor.model import InputFile, Outcome, OutputFile, RunRecord, RunResult, RunSpec, Violation
-from supervisor.outcome import Verdict, judge, signal_name
+from supervisor.outcome import Verdict, judge
 from supervisor.policy import EffectivePolicy
 from supervisor.probes.followers import Followers
 from supervisor.run_events import Exited, Started, Stream, ViolationSeen

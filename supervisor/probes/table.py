@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from supervisor.evidence.traces import schema
-from supervisor.outcome import signal_name
+from supervisor.linux.signals import signal_name
 from supervisor.probes.contacts import is_contact, read_contact
 from supervisor.probes.file_table import HEAD_FIELDS, files_table
 from supervisor.probes.layout import (
