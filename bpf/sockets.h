@@ -15,14 +15,19 @@
 #define NR_BIND	    49
 #define NR_LISTEN   50
 #define NR_ACCEPT4  288
+#define NR_SENDMMSG 307
+
+#define DNS_PORT 53
 
 #define AF_UNIX	       1
 #define SUN_PATH_SIZE  108 /* unix(7) */
 #define SUN_PATH_START 2
 
+/* As struct msghdr begins. */
 struct user_msghdr_start {
 	__u64 name;
 	__u32 name_size;
+	__u32 pad;
 };
 
 static __always_inline __u32 socket_operation(long nr)
@@ -32,6 +37,7 @@ static __always_inline __u32 socket_operation(long nr)
 		return NETWORK_CONNECT;
 	case NR_SENDTO:
 	case NR_SENDMSG:
+	case NR_SENDMMSG:
 		return NETWORK_SEND;
 	case NR_BIND:
 		return NETWORK_BIND;
@@ -100,37 +106,49 @@ static __always_inline void fill_named(struct socket_record *record, unsigned lo
 		record->path_size = size;
 }
 
-static __always_inline void fill_unix(struct socket_record *record, struct pt_regs *regs,
-				      struct sock *sk, long nr, long result)
+/* Of sendmmsg(2) the first message's. */
+static __always_inline struct user_msghdr_start name_of_message(struct pt_regs *regs, long nr)
 {
-	struct user_msghdr_start message = {};
+	struct user_msghdr_start message = {.name = regs->r8, .name_size = (__u32)regs->r9};
+
+	if (nr != NR_SENDTO && bpf_probe_read_user(&message, sizeof(message), (void *)regs->si))
+		message.name = 0;
+	return message;
+}
+
+static __always_inline void fill_unix(struct socket_record *record, struct pt_regs *regs,
+				      struct sock *sk, __u32 operation,
+				      struct user_msghdr_start name, long result)
+{
 	struct sock *peer;
 
-	if (nr == NR_SENDTO) {
-		fill_named(record, regs->r8, (__u32)regs->r9);
-	} else if (nr == NR_SENDMSG) {
-		bpf_probe_read_user(&message, sizeof(message), (void *)regs->si);
-		fill_named(record, message.name, message.name_size);
-	} else if (nr == NR_CONNECT && !result) {
+	if (operation == NETWORK_SEND) {
+		fill_named(record, name.name, name.name_size);
+	} else if (operation == NETWORK_CONNECT && !result) {
 		peer = BPF_CORE_READ((struct unix_sock *)sk, peer);
 		if (peer)
 			fill_bound(record, peer);
-	} else if (result < 0 && nr != NR_LISTEN) {
+	} else if (result < 0 && operation != NETWORK_LISTEN) {
 		fill_named(record, regs->si, (__u32)regs->dx);
 	} else {
 		fill_bound(record, sk);
 	}
 }
 
-static __always_inline int is_told_of(__u16 family, __u32 operation, long result)
+static __always_inline int is_told_of(struct sock *sk, __u16 family, __u32 operation, int is_named,
+				      long result)
 {
 	if (operation == NETWORK_ACCEPT && result < 0)
 		return 0;
 	if (family == AF_UNIX)
-		return bpf_core_type_exists(struct unix_sock);
-	/* The rest is the hooks'. */
-	return (family == AF_INET || family == AF_INET6) && result >= 0 &&
-	       (operation == NETWORK_LISTEN || operation == NETWORK_ACCEPT);
+		return bpf_core_type_exists(struct unix_sock) &&
+		       (operation != NETWORK_SEND || is_named);
+	if ((family != AF_INET && family != AF_INET6) || result < 0)
+		return 0;
+	/* The hooks see whom a datagram names; a socket that is connected sends past them. */
+	if (operation == NETWORK_SEND)
+		return !is_named && BPF_CORE_READ(sk, __sk_common.skc_dport) == bpf_htons(DNS_PORT);
+	return operation == NETWORK_LISTEN || operation == NETWORK_ACCEPT;
 }
 
 __noinline int note_socket(struct run_counts *counts, __u64 cgroup, long result)
@@ -139,6 +157,7 @@ __noinline int note_socket(struct run_counts *counts, __u64 cgroup, long result)
 	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
 	long nr = number_of(regs);
 	__u32 operation = socket_operation(nr);
+	struct user_msghdr_start name;
 	struct socket_record *record;
 	struct socket *socket;
 	struct file *file;
@@ -147,16 +166,17 @@ __noinline int note_socket(struct run_counts *counts, __u64 cgroup, long result)
 
 	if (!counts)
 		return 0;
+	name.name = name.name_size = 0;
 	file = file_of(task, operation == NETWORK_ACCEPT && result >= 0 ? result : (int)regs->di);
 	if ((BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFSOCK)
 		return 0;
 	socket = BPF_CORE_READ(file, private_data);
 	sk = BPF_CORE_READ(socket, sk);
 	family = BPF_CORE_READ(sk, __sk_common.skc_family);
-	if (!is_told_of(family, operation, result))
-		return 0;
 	/* A message that names nobody goes to whom the socket is connected to. */
-	if (nr == NR_SENDTO && !regs->r8)
+	if (operation == NETWORK_SEND)
+		name = name_of_message(regs, nr);
+	if (!is_told_of(sk, family, operation, name.name != 0, result))
 		return 0;
 	record = reserve_details(counts, sizeof(*record));
 	if (!record) {
@@ -172,9 +192,9 @@ __noinline int note_socket(struct run_counts *counts, __u64 cgroup, long result)
 	record->type = (__u32)BPF_CORE_READ(socket, type);
 	record->protocol = BPF_CORE_READ(sk, sk_protocol);
 	if (family == AF_UNIX && bpf_core_type_exists(struct unix_sock))
-		fill_unix(record, regs, sk, nr, result);
+		fill_unix(record, regs, sk, operation, name, result);
 	else
-		fill_inet(record, sk, operation == NETWORK_ACCEPT);
+		fill_inet(record, sk, operation != NETWORK_LISTEN);
 	count(&counts->seen);
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 	return 0;
@@ -185,7 +205,7 @@ static __always_inline int is_socket_call(long nr)
 {
 	return (nr >= NR_CONNECT && nr <= NR_LISTEN && nr != NR_RECVFROM && nr != NR_RECVMSG &&
 		nr != NR_SHUTDOWN) ||
-	       nr == NR_ACCEPT4;
+	       nr == NR_ACCEPT4 || nr == NR_SENDMMSG;
 }
 
 #endif

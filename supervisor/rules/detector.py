@@ -24,7 +24,7 @@ _LOST = "trace.lost"
 _NO_MARKS = bytes(4)
 _RECORD_OF_KIND = {"exec": RecordType.EXEC, "fork": RecordType.FORK, "exit": RecordType.EXIT}
 _OF_PROCESSES = frozenset(_RECORD_OF_KIND.values())
-_OF_SOCKETS = frozenset({"listen", "accept", "unix"})
+_OF_SOCKETS = frozenset({"listen", "accept", "unix", "send", "dns"})
 
 
 @dataclass(frozen=True, slots=True)

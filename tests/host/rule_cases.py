@@ -127,6 +127,7 @@ FIRES: dict[str, dict[str, Sequence[str]]] = {
         "a relative path": sh("mkdir -p .aws; cd .aws; echo k > credentials; cat credentials"),
         "a symlink": sh("mkdir -p .aws; echo k > .aws/credentials; ln -s .aws/credentials innocent; cat innocent"),
         "a directory's symlink": sh("mkdir -p .ssh; echo k > .ssh/id; ln -s .ssh d; cat d/id"),
+        "far down": sh(f"d={'a' * 60}; d=$d/$d/$d/$d/$d/$d/.ssh; mkdir -p $d; echo k > $d/id; cat $d/id"),
         "a renamed tool": sh("cp /bin/cat innocent; echo k > .netrc; ./innocent .netrc"),
     },
     "configuration-written": {
@@ -171,7 +172,15 @@ FIRES: dict[str, dict[str, Sequence[str]]] = {
         "UDP": py(
             "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
             "for n in range(201):\n    s.sendto(b'x', ('127.0.0.1', 53))"
-        )
+        ),
+        "a connected socket": py(
+            "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.connect(('127.0.0.1', 53))\n"
+            "for n in range(402):\n    try: s.send(b'x')\n    except OSError: pass"
+        ),
+        "messages on it": py(
+            "import socket\ns = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\ns.connect(('::1', 53))\n"
+            "for n in range(402):\n    try: s.sendmsg([b'x'])\n    except OSError: pass"
+        ),
     },
     "fork-rate": {"fork": py("import os\nfor n in range(2001):\n    os.fork() or os._exit(0)\n    os.wait()")},
     "refused-burst": {
