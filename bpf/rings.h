@@ -5,7 +5,7 @@
 
 #include "records.h"
 
-#define PRIORITY_SIZE (8 << 20)
+#define PRIORITY_SIZE (16 << 20)
 #define DETAILS_SIZE  (8 << 20)
 #define BULK_SIZE     (32 << 20)
 

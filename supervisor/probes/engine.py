@@ -45,6 +45,9 @@ RECORDS_KEPT = 100_000
 CALLS_KEPT = 2_000_000
 """The same of the bulk ring: 192 MB."""
 
+QUIET_BYTES = 256 << 10
+"""Of the rings: some 200 records, a fraction of a millisecond."""
+
 _ZERO = bytes(COUNT_WORDS * 8)
 _FLIGHT_BYTES = FLIGHT_CALLS * FLIGHT_CALL.size
 _NO_FLIGHT = bytes(_FLIGHT_BYTES)
@@ -194,6 +197,12 @@ class Probes:
     @property
     def watched(self) -> int:
         return len(self._watched)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether `finish` would neither wait for another thread nor have much to read."""
+        waiting = self._priority.backlog + self._details.backlog + self._bulk.backlog
+        return not self._lock.locked() and waiting <= QUIET_BYTES
 
     def wakers(self) -> tuple[int, int]:
         """Descriptors that poll(2) finds readable once something has been told at once."""

@@ -20,6 +20,7 @@ from tests.host.daemon_fixture import (
     process_status,
     scaled,
     spec,
+    wait_until,
 )
 from tests.host.hostile import ATTACKS
 
@@ -198,6 +199,8 @@ def test_cwd_umask_descriptors(view: dict[str, Any]) -> None:
 def test_of_the_host_a_run_goes_first_when_memory_is_short(daemon: Daemon) -> None:
     run = LiveRun(daemon, spec("sleep", "30.0077"))
     run.wait_started()
+    # Its arguments are in place a moment after it is executed.
+    wait_until(lambda: host_processes("sleep\x0030.0077"), 5, "it is there")
     (pid,) = host_processes("sleep\x0030.0077")
     score = int(Path(f"/proc/{pid}/oom_score_adj").read_text())
     run.close()
