@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +20,11 @@ from rich.table import Table
 
 from supervisor.client import Supervisor
 from supervisor.model import RunResult
+from supervisor.probes.layout import Level
 from supervisor.probes.load import open_probes
 from tests.bench.own import BenchError, daemon
 from tests.bench.report import machine
+from tests.host.probed import Watched, watched
 
 LEVELS = ("off", "summary", "full")
 ROUNDS = 7
@@ -147,10 +150,64 @@ class Bench:
                 if not result.violations:
                     raise BenchError(f"no violation: {result.detail}")
                 took.append((result.ended_at - result.violations[0].time) * 1e3)
+        self._times("violation to the end of a tree of 200 processes", took)
+        self.floor_of_deaths()
+
+    def floor_of_deaths(self, count: int = 30) -> None:
+        """The same tree under cgroup.kill alone: what the kernel takes for it, without sandbox, rules and tear-down."""
+        script = "for i in $(seq 100); do sleep 100 & setsid sleep 100 & done; echo up; exec sleep 100"
+        took = []
+        with self.console.status("cgroup.kill alone"):
+            for _ in range(count):
+                with watched(1, Level.OFF) as (tree,):
+                    process = tree.start(["bash", "-c", script])
+                    assert process.stdout is not None
+                    process.stdout.readline()
+                    time.sleep(0.1)
+                    begun = time.perf_counter()
+                    tree.group.kill()
+                    while tree.group.populated:
+                        time.sleep(0.0002)
+                    took.append((time.perf_counter() - begun) * 1e3)
+                    process.wait()
+        self._times("cgroup.kill of such a tree, and nothing else", took)
+
+    def _times(self, what: str, took: list[float]) -> None:
         took.sort()
-        table = Table("violation to the end of a tree of 200 processes", "ms")
+        table = Table(what, "ms")
         table.add_row("p50", f"{took[len(took) // 2]:.1f}")
         table.add_row("p99", f"{took[min(len(took) - 1, int(len(took) * 0.99))]:.1f}")
+        self.console.print(table)
+
+    def reader(self, flood: Path) -> None:
+        """The reader's side alone: how many events a second it keeps, and what they cost it."""
+        kept, spent, done = 0, 0.0, threading.Event()
+
+        def read(run: Watched) -> None:
+            nonlocal kept, spent
+            begun = time.thread_time()
+            while not done.is_set():
+                run.probes.drain()
+                kept += sum(map(len, run.probes.take_calls(run.watch)))
+                done.wait(0.005)
+            spent = time.thread_time() - begun
+
+        with self.console.status("the reader"), watched(1) as (run,):
+            thread = threading.Thread(target=read, args=(run,))
+            thread.start()
+            begun = time.perf_counter()
+            run.execute([str(flood)])
+            wall = time.perf_counter() - begun
+            done.set()
+            thread.join()
+            seen = run.finish()
+            kept += sum(map(len, seen.calls))
+        table = Table("the reader alone", "")
+        table.add_row("events/s", f"{kept / wall:,.0f}")
+        table.add_row("dropped", f"{seen.dropped:,}")
+        table.add_row(
+            "CPU per event", f"{spent / kept * 1e9:.0f} ns, {spent / kept * 2e8:.0f} % of a core at 2,000,000/s"
+        )
         self.console.print(table)
 
     def flood(self, pid: int, calls: int = 4_000_000) -> None:
@@ -201,6 +258,7 @@ def main() -> int:
                 bench = Bench(client, programs, console)
                 parts: dict[str, Callable[[], None]] = {
                     "loops": lambda: bench.loops(alone),
+                    "reader": lambda: bench.reader(programs / "flood"),
                     "flood": lambda: bench.flood(daemon_pid(address)),
                     "compiles": bench.compiles,
                     "redis": bench.redis,
