@@ -127,7 +127,7 @@ def describe(entry: Entry) -> str:
         return f"violation: {event.detail}" + (f": {what}" if what else "")
     if not (event.syscall or event.path or event.address):
         return f"{event.kind}: {event.detail or event.result}"
-    told = ", ".join(one.detail for one in (event, *entry.details) if one.address and one.detail)
+    told = ", ".join([*(one.detail for one in (event, *entry.details) if one.address and one.detail), *entry.noticed])
     call = call_text(entry, endpoint_text, _ARGUMENT_CHARS)
     if event.syscall or event.result:  # what came of an address that was allowed is its call's to say
         call += f" = {result_text(event)}"

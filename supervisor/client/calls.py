@@ -19,6 +19,9 @@ WINDOW_SECONDS = 0.005
 _MOST_WAITING = 10_000
 _MOST_BEFORE = 8
 _ADDRESS_CALLS = {"sendmsg", "sendmmsg"}
+_NOTICED = {
+    *("dup", "dup2", "dup3", "fcntl", "mmap", "mprotect", "pkey_mprotect", "memfd_create", "io_uring_setup", "fchmod")
+}
 _EXECUTES = {"execve", "execveat"}
 _LIVES = {"exec", "fork", "exit", "signal"}
 _VIOLATION = "violation"
@@ -60,6 +63,11 @@ class Entry:
             if event.address or _is_unix(event):
                 return event.address or event.path, event.port
         return None
+
+    @property
+    def noticed(self) -> list[str]:
+        """What the call was besides, to a rule: "setuid", "mprotect"."""
+        return [event.kind for event in self.details if event.args]
 
     @property
     def error(self) -> str:
@@ -146,13 +154,15 @@ class Pairing:
 
 
 def _may_follow(entry: Entry) -> bool:
-    """Whether an event with the call's path may still come: not where it came before."""
-    return not entry.details and "s" in SIGNATURES.get(entry.event.syscall, "")
+    """Whether an event with the call's path, or of what it was to a rule, may still come: not where one came before."""
+    call = entry.event.syscall
+    return not entry.details and ("s" in SIGNATURES.get(call, "") or call in _NOTICED)
 
 
 def _same_call(detail: TraceEvent, call: TraceEvent) -> bool:
     same = detail.syscall == call.syscall and detail.result in (0, call.result)
-    return same and detail.kind != "exec" and not detail.args
+    # What a rule asked for has the arguments once more.
+    return same and detail.kind != "exec" and (not detail.args or detail.args == call.args)
 
 
 def _belonging(before: Sequence[TraceEvent], call: TraceEvent) -> tuple[list[TraceEvent], list[TraceEvent]]:

@@ -95,6 +95,28 @@ def test_details_of_other_calls_stay_apart():
     assert len(entries) == len(events) and not any(entry.details for entry in entries)
 
 
+def test_what_a_rule_noticed_is_its_calls():
+    events = [
+        call(0, 2, "mprotect", 4096, 4096, 5),
+        event(1e-6, "mprotect", 2, syscall="mprotect", args=call(0, 2, "mprotect", 4096, 4096, 5).args),
+        call(2e-6, 2, "mprotect", 8192, 4096, 5),
+    ]
+    entries = list(paired(events))
+    assert [entry.noticed for entry in entries] == [["mprotect"], []]
+
+
+def test_a_unix_socket_has_its_name_alone():
+    events = [
+        event(0, "connect", 2, syscall="connect", path="/run/x", detail="unix"),
+        call(1e-6, 2, "connect", 3, 0x1000, 9),
+    ]
+    (entry,) = paired(events)
+    assert (entry.paths, entry.endpoint) == ([], ("/run/x", 0))
+    assert call_text(entry, endpoint_text) == "connect(3, /run/x, 9)"
+    assert "sun_path=" in call_text(entry, endpoint_struct)
+    assert endpoint_text("@abstract", 0) == "@abstract"
+
+
 def test_a_retried_connect_keeps_its_own_address():
     events = []
     for number in range(3):
