@@ -66,6 +66,7 @@ __noinline __u32 resolve_path(unsigned long mount, unsigned long dentry, struct 
 	struct climb climb = {
 		.dentry = (struct dentry *)dentry,
 		.mount = (struct mount *)(mount - bpf_core_field_offset(struct mount, mnt)),
+		.size = nothing,
 	};
 
 	if (!path)

@@ -12,6 +12,13 @@
  * its own place may be relative to a cgroup namespace. */
 volatile __u32 group_level = 1;
 
+/*
+ * Always 0, which the verifier cannot know. What a step of bpf_loop() finds in its context begins
+ * with it wherever a branch hangs on it: before Linux 6.7 (commit ab5cfac139ab) one call of a step
+ * is looked at, the first, and what that does not reach is taken out of the program.
+ */
+volatile __u32 nothing;
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_RUNS);
