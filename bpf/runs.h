@@ -61,6 +61,27 @@ struct {
 	__type(value, __u32);
 } calls SEC(".maps");
 
+/* By thread: the number of the call that the guard has refused and told of (guard.h), until it
+ * returns. Not told again then, by the name that its caller gave. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, __u32);
+} refused SEC(".maps");
+
+/* Whether the guard has told of this call, by the names of what it was really about. */
+static __always_inline int was_refused(long nr)
+{
+	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+	__u32 *told = bpf_map_lookup_elem(&refused, &tid);
+
+	if (!told || *told != (__u32)nr)
+		return 0;
+	bpf_map_delete_elem(&refused, &tid);
+	return 1;
+}
+
 /* The current task's: by its group's ancestor at our depth, so that groups nested below a run's
  * stay inside. */
 static __always_inline struct run_entry *run_of_current(__u64 *id)

@@ -28,9 +28,11 @@ RECORD_OVERHEAD: Final = 8
 """What a record takes of a ring beyond its size, in bytes."""
 
 RUN_ENTRY: Final = struct.Struct("=IIIIIIIIIIII")
-"""struct run_entry: slot, level, init_tgid, deny_network, rules, wake, kill, uid, doomed, noted, held, pad."""
+"""struct run_entry: slot, level, init_tgid, deny_network, rules, wake, kill, uid, doomed, noted, held, guarded."""
 NAME_KEY: Final = struct.Struct("=I20s")
 CALL_KEY: Final = struct.Struct("=II")
+DENIED_KEY: Final = struct.Struct("=IIQ")
+DENIED_VALUE: Final = struct.Struct("=II8s")
 
 HEAD: Final = struct.Struct("=QQIIHHI")
 """struct record_header: time_ns, cgroup, pid, tid, type, size, host_tid."""
@@ -70,6 +72,9 @@ EVENT: Final = struct.Struct("=32xq6QIIII16s")
 NETWORK: Final = struct.Struct("=32xIIIIII16s")
 """struct network_record after its head: operation, denied, family, type, protocol, port, address."""
 
+DENIAL: Final = struct.Struct("=32xIIII256s")
+"""struct denial_record after its head: nr, verdict, rule, path_size, path."""
+
 ADDRESS_KEY: Final = struct.Struct("=II16s")
 ADDRESS_RULE_HEAD: Final = struct.Struct("=II")
 PORT_RULE: Final = struct.Struct("=HHI")
@@ -101,6 +106,7 @@ class RecordType(IntEnum):
     FILE = 5
     NETWORK = 6
     EVENT = 7
+    DENIAL = 16
 
 
 @dataclass(frozen=True, slots=True)
