@@ -329,6 +329,8 @@ __noinline __u32 marks_of_file_call(struct run_entry *run, struct run_counts *co
 	/* Where it goes is no file's content, and a relative name would be taken from there. */
 	if (!run || !counts || nr == NR_CHDIR || nr == NR_CHROOT)
 		return 0;
+	if (run->guarded && result == -EPERM && was_refused(nr))
+		return 0;
 	if (nr == NR_EXECVE || nr == NR_EXECVEAT) {
 		/* One that succeeds is on_exec's, and of others only what was forbidden is of
 		 * interest: shells and execvp(3) try every directory. */

@@ -41,12 +41,16 @@ struct mm_struct {
 } KERNEL_TYPE;
 
 struct qstr {
+	__u32 len;
 	const unsigned char *name;
 } KERNEL_TYPE;
+
+struct super_block;
 
 struct dentry {
 	struct dentry *d_parent;
 	struct qstr d_name;
+	struct super_block *d_sb;
 } KERNEL_TYPE;
 
 struct vfsmount {
@@ -67,6 +71,7 @@ struct path {
 struct super_block {
 	__u32 s_dev;
 	unsigned long s_magic;
+	struct dentry *s_root;
 } KERNEL_TYPE;
 
 struct inode {
@@ -94,6 +99,7 @@ struct inode___before_6_6 {
 
 struct file {
 	unsigned int f_mode;
+	unsigned int f_flags;
 	struct path f_path;
 	struct inode *f_inode;
 	void *private_data;

@@ -101,7 +101,7 @@ static long scan_step(__u32 index, void *context)
  */
 __noinline __u32 names_of_words(unsigned long pointer, __u32 rules)
 {
-	struct scan scan = {.meaning.key.rules = rules, .start = zero_at_start};
+	struct scan scan = {.meaning.key.rules = rules, .start = nothing};
 	__u32 zero = 0, found;
 	struct long_path *path = bpf_map_lookup_elem(&scratch, &zero);
 	long length;

@@ -66,12 +66,12 @@ __noinline __u32 resolve_path(unsigned long mount, unsigned long dentry, struct 
 	struct climb climb = {
 		.dentry = (struct dentry *)dentry,
 		.mount = (struct mount *)(mount - bpf_core_field_offset(struct mount, mnt)),
+		.size = nothing,
 	};
 
 	if (!path)
 		return 0;
 	climb.path = path->names;
-	climb.size = zero_at_start;
 	bpf_loop(MAX_DEPTH, climb_step, &climb, 0);
 	return climb.size;
 }

@@ -54,7 +54,7 @@ static long ending_step(__u32 index, void *context)
 /* The number that "/dev/fd/3" or "/proc/self/fd/3" ends with; -1 where `name` does not. */
 __noinline int descriptor_in(unsigned long name)
 {
-	struct ending ending = {.number = (int)zero_at_start - 1};
+	struct ending ending = {.number = (int)nothing - 1};
 
 	bpf_probe_read_kernel_str(ending.text, sizeof(ending.text), (void *)name);
 	bpf_loop(FD_NAME_SIZE, ending_step, &ending, 0);

@@ -32,7 +32,7 @@ struct run_entry {
 	__u32 doomed;	    /* whatever of it makes a call dies */
 	__u32 noted;	    /* what was told at once so far */
 	__u32 held;	    /* to addresses: what it sends is looked at once more on its way out */
-	__u32 pad;
+	__u32 guarded;	    /* bits of enum guarded_use: denied of some file; see guard.h */
 };
 
 /* What the probes notice of an event, for rules to ask for. supervisor/rules/needs.py names them.
@@ -149,6 +149,7 @@ enum record_type {
 	RECORD_EVENT = 7,
 	RECORD_SOCKET = 8,
 	RECORD_SIGNAL = 9,
+	RECORD_DENIAL = 10, /* guard.h has it */
 };
 
 enum syscall_abi {

@@ -13,11 +13,11 @@
 volatile __u32 group_level = 1;
 
 /*
- * Zero, which the verifier does not know. Before Linux 6.7 it looks at the step of a loop once,
- * with what it knows before the first, and removes what can then not be reached: a number that the
- * step decides by must not be known at the start.
+ * Always 0, which the verifier cannot know. What a step of bpf_loop() finds in its context begins
+ * with it wherever a branch hangs on it: before Linux 6.7 (commit ab5cfac139ab) one call of a step
+ * is looked at, the first, and what that does not reach is taken out of the program.
  */
-volatile __u32 zero_at_start = 0;
+volatile __u32 nothing;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -60,6 +60,27 @@ struct {
 	__type(key, struct call_key);
 	__type(value, __u32);
 } calls SEC(".maps");
+
+/* By thread: the number of the call that the guard has refused and told of (guard.h), until it
+ * returns. Not told again then, by the name that its caller gave. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, __u32);
+} refused SEC(".maps");
+
+/* Whether the guard has told of this call, by the names of what it was really about. */
+static __always_inline int was_refused(long nr)
+{
+	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+	__u32 *told = bpf_map_lookup_elem(&refused, &tid);
+
+	if (!told || *told != (__u32)nr)
+		return 0;
+	bpf_map_delete_elem(&refused, &tid);
+	return 1;
+}
 
 /* The current task's: by its group's ancestor at our depth, so that groups nested below a run's
  * stay inside. */

@@ -25,6 +25,7 @@ from supervisor.plan_root import (
     writable_places,
 )
 from supervisor.policy import EffectivePolicy, Policy, Syscalls
+from supervisor.rules.denied import denies_files
 
 INNER_ID = 1000
 """The uid and gid that a run has inside its user namespace, where policy gives it one."""
@@ -243,6 +244,8 @@ def _check_host(policy: Policy, host: HostFeatures) -> None:
         needed += ["new_mount_api", "openat2"]
     if policy.syscalls.filters:
         needed.append("seccomp_filter")
+    if denies_files(policy.rules, "deny"):
+        needed.append("bpf_lsm")
     for name in needed:
         if not host.has(name):
             feature = host.features.get(name)
@@ -375,6 +378,7 @@ def _enforcement(
         seccomp=seccomp,
         landlock=f"ABI {landlock}" if landlock else "",
         cgroup_bpf="addresses" if rules is not None else "",
+        lsm="denied files" if host.has("bpf_lsm") and denies_files(policy.rules, "deny", "kill") else "",
         network=network,
         user=user,
         missing=tuple(missing),

@@ -58,6 +58,7 @@ CATALOGUE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
             ("bpf", ("no eBPF: no traces and no address filter", "use a kernel with CONFIG_BPF_SYSCALL; run as root with CAP_BPF")),
             ("trace", ("runs are not traced: neither counts of their system calls nor their processes", "use a kernel with CONFIG_DEBUG_INFO_BTF, as root with CAP_BPF and CAP_PERFMON; build with clang and libbpf-dev, run with libbpf1")),
             ("cgroup_bpf", ("--net filtered is impossible, and no address can be denied", "use Linux 5.12 or later with CONFIG_CGROUP_BPF; as for trace")),
+            ("bpf_lsm", ("no file can be denied by a rule, and rules that kill for one act when the call has been made", "use Linux 6.1 or later with CONFIG_BPF_LSM, booted with bpf in lsm=; as for trace")),
             ("docker", ("the docker backend cannot be used; native runs need none", "start dockerd, or set DOCKER_HOST")),
         )
     )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from supervisor.errors import Exhausted
 from supervisor.probes.addresses import AddressRules
+from supervisor.probes.guard import Guard
 from supervisor.probes.layout import (
     BULK,
     CALL_BYTES,
@@ -34,6 +35,7 @@ from supervisor.probes.layout import (
 from supervisor.probes.libbpf import BpfError, BpfObject
 from supervisor.probes.names import Names
 from supervisor.probes.ring import Ring
+from supervisor.rules.denied import uses_denied
 from supervisor.rules.needs import Mark, Needs
 
 if TYPE_CHECKING:
@@ -85,8 +87,10 @@ class Seen:
 class Probes:
     """The loaded probes of one daemon. Thread-safe; `close` detaches them."""
 
-    def __init__(self, program: BpfObject, slots: int) -> None:
+    def __init__(self, program: BpfObject, slots: int, group_level: int) -> None:
         self._program = program
+        self._group_level = group_level
+        self._guard: Guard | None = None
         self._lock = threading.Lock()
         self._free = deque(range(slots))
         self._watched: dict[int, Watch] = {}
@@ -114,17 +118,22 @@ class Probes:
             program.set_max_entries("counts", slots)
             program.set_max_entries("flights", slots)
             program.load()
-            program.set_word(".data", "group_level", program.run(_OWN_LEVEL) + levels_below)
+            group_level = program.run(_OWN_LEVEL) + levels_below
+            program.set_word(".data", "group_level", group_level)
             for name in program.programs():
                 if name.startswith(_ON_ADDRESS):
                     if group >= 0:
                         program.attach_cgroup(name, group)
                 elif name != _OWN_LEVEL:
                     program.attach(name)
-            return cls(program, slots)
+            return cls(program, slots, group_level)
         except BaseException:
             program.close()
             raise
+
+    def add_guard(self, path: Path) -> None:
+        """Before the first run is watched: loads and attaches the guard of files at `path`. Raises BpfError."""
+        self._guard = self._names.guard = Guard.open(path, self._program, self._group_level)
 
     def watch(
         self,
@@ -157,6 +166,7 @@ class Probes:
                     watch.names = self._names.take(needs)
                     checked = uid if (needs.wake | needs.kill) & Mark.CREDENTIALS else 0
                     entry[4:8] = watch.names, needs.wake, needs.kill, checked
+                    entry[11] = uses_denied(needs.denied) if self._guard is not None else 0
                 self._runs.update(cgroup.to_bytes(8, "little"), RUN_ENTRY.pack(*entry))
             except BpfError:
                 self._forget(watch)
@@ -274,4 +284,6 @@ class Probes:
             self._flight_memory.close()
             self._counts.release()
             self._memory.close()
+            if self._guard is not None:
+                self._guard.close()
             self._program.close()

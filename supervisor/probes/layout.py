@@ -28,9 +28,11 @@ RECORD_OVERHEAD: Final = 8
 """What a record takes of a ring beyond its size, in bytes."""
 
 RUN_ENTRY: Final = struct.Struct("=IIIIIIIIIIII")
-"""struct run_entry: slot, level, init_tgid, deny_network, rules, wake, kill, uid, doomed, noted, held, pad."""
+"""struct run_entry: slot, level, init_tgid, deny_network, rules, wake, kill, uid, doomed, noted, held, guarded."""
 NAME_KEY: Final = struct.Struct("=I20s")
 CALL_KEY: Final = struct.Struct("=II")
+DENIED_KEY: Final = struct.Struct("=IIQ")
+DENIED_VALUE: Final = struct.Struct("=II8s")
 
 HEAD: Final = struct.Struct("=QQIIHHI")
 """struct record_header: time_ns, cgroup, pid, tid, type, size, host_tid."""
@@ -74,6 +76,9 @@ SOCKET: Final = struct.Struct("=32xqIIIIII16sII256s")
 SIGNAL: Final = struct.Struct("=32xIiII")
 """struct signal_record after its head: number, code, sender, generation."""
 
+DENIAL: Final = struct.Struct("=32xIIII256s")
+"""struct denial_record after its head: nr, verdict, rule, path_size, path."""
+
 ADDRESS_KEY: Final = struct.Struct("=II16s")
 ADDRESS_RULE_HEAD: Final = struct.Struct("=II")
 PORT_RULE: Final = struct.Struct("=HHI")
@@ -107,6 +112,7 @@ class RecordType(IntEnum):
     EVENT = 7
     SOCKET = 8
     SIGNAL = 9
+    DENIAL = 10
 
 
 @dataclass(frozen=True, slots=True)

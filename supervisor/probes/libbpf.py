@@ -77,6 +77,10 @@ class _Library:
         function("bpf_program__attach_cgroup", c_void_p, c_void_p, c_int)
         function("bpf_program__fd", c_int, c_void_p)
         function("bpf_link__destroy", c_int, c_void_p)
+        function("bpf_object__next_map", c_void_p, c_void_p, c_void_p)
+        function("bpf_map__name", c_char_p, c_void_p)
+        function("bpf_map__is_internal", ctypes.c_bool, c_void_p)
+        function("bpf_map__reuse_fd", c_int, c_void_p, c_int)
         function("bpf_map__fd", c_int, c_void_p)
         function("bpf_map__max_entries", c_uint32, c_void_p)
         function("bpf_map__set_max_entries", c_int, c_void_p, c_uint32)
@@ -176,12 +180,27 @@ class BpfObject:
         if _lib().so.bpf_map__set_max_entries(self._map(name), count):
             raise _error(f"map {name}")
 
-    def set_word(self, section: str, name: str, value: int) -> None:
-        """After `load`: sets the 32-bit variable `name` of .data or .bss."""
+    def share_maps(self, other: BpfObject) -> None:
+        """Before `load`: every map that has its namesake in `other`, which is loaded, is that one."""
+        so, at = _lib().so, None
+        while at := so.bpf_object__next_map(self._object, at):
+            theirs = so.bpf_object__find_map_by_name(other._object, so.bpf_map__name(at))
+            if theirs and not so.bpf_map__is_internal(at) and so.bpf_map__reuse_fd(at, so.bpf_map__fd(theirs)):
+                raise _error(f"map {so.bpf_map__name(at).decode()}")
+
+    def set_word(self, section: str, name: str, value: int, size: int = 4) -> None:
+        """After `load`: sets the variable `name` of .data or .bss, of that many bytes."""
         memory = self.map(section).memory()
         offset = self._offset(section, name)
-        memory[offset : offset + 4] = value.to_bytes(4, "little")
+        memory[offset : offset + size] = value.to_bytes(size, "little")
         memory.close()
+
+    def word(self, section: str, name: str) -> int:
+        """After `load`: the 32-bit variable `name` of .data or .bss."""
+        memory = self.map(section).memory()
+        found = int.from_bytes(memory[(at := self._offset(section, name)) : at + 4], "little")
+        memory.close()
+        return found
 
     def run(self, program: str) -> int:
         """After `load`: what a program of type "syscall" returns."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from supervisor.errors import Exhausted
 from supervisor.linux.seccomp import syscall_number
+from supervisor.probes.guard import Guard
 from supervisor.probes.layout import CALL_KEY, NAME_KEY, SYSCALL_SLOTS
 from supervisor.probes.libbpf import BpfMap
 from supervisor.rules.needs import Needs
@@ -20,6 +21,8 @@ class Names:
     """Not thread-safe: the probes' lock is held around it."""
 
     def __init__(self, names: BpfMap, calls: BpfMap) -> None:
+        self.guard: Guard | None = None
+        """Set before the first set is made."""
         self._names = names
         self._calls = calls
         self._numbers: OrderedDict[bytes, int] = OrderedDict()
@@ -50,6 +53,9 @@ class Names:
                 self._names.update(key, value)
             for key in self._call_keys(number, needs):
                 self._calls.update(key, (1).to_bytes(4, "little"))
+            if self.guard is not None:
+                for key, value in self.guard.entries(number, needs.denied):
+                    self.guard.denied.update(key, value)
         except OSError:
             self._remove(number, needs)
             raise
@@ -72,6 +78,9 @@ class Names:
             self._names.delete(key)
         for key in self._call_keys(number, needs):
             self._calls.delete(key)
+        if self.guard is not None:
+            for key, _ in self.guard.entries(number, needs.denied):
+                self.guard.denied.delete(key)
 
     @staticmethod
     def _name_keys(number: int, needs: Needs) -> Iterator[tuple[bytes, bytes]]:

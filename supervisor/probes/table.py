@@ -32,6 +32,7 @@ from supervisor.probes.layout import (
     upward,
 )
 from supervisor.probes.summary import syscall_name
+from supervisor.rules.denials import read_denial
 from supervisor.rules.needs import MARK_OF_KIND
 
 if TYPE_CHECKING:
@@ -113,6 +114,10 @@ def _row(record: bytes, offset: int) -> dict[str, Any]:
         return row | _contact(record)
     if head.type == RecordType.SIGNAL:
         return row | _signal(record)
+    if head.type == RecordType.DENIAL:
+        one = read_denial(record)
+        row |= {"kind": one.kind, "syscall": one.syscall or syscall_name(SYSCALL_OTHER), "abi": ABI_NAMES[0]}
+        return row | {"path": one.path, "result": -errno.EPERM, "detail": "denied"}
     if head.type == RecordType.EVENT:
         return row | _notice(record)
     status, leader, number, _abi, comm = EXIT.unpack_from(record)

@@ -19,6 +19,7 @@ VIOLATIONS_MAX = 2_000
 """Kept of one run, with their evidence; what is beyond them is counted."""
 _WINDOW_MAX = 10_000
 _ADDRESSED = "network"
+_UNRESOLVED = "path.unresolved"
 _THRESHOLD = "response.violation_threshold"
 _LOST = "trace.lost"
 _NO_MARKS = bytes(4)
@@ -41,6 +42,8 @@ class RuleSet:
 
     def __init__(self, policy: Policy) -> None:
         self.needs: Needs = needs_of(policy.rules)
+        named = {rule.name: rule for rule in policy.rules}
+        self._deniers = [named[name] for name in self.needs.deniers]
         self.threshold = policy.response.violation_threshold
         self.by_kind: dict[str, list[_Compiled]] = {}
         self.near: dict[str, list[Rule]] = {}
@@ -51,6 +54,15 @@ class RuleSet:
             compiled = _Compiled(rule, tests)
             for kind in rule.on:
                 self.by_kind.setdefault(kind, []).append(compiled)
+
+    def denier(self, event: Event) -> Rule | None:
+        """The rule that the guard has denied the event by; of a directory that was to be moved, one about what lies below."""
+        if event.denier:
+            return self._deniers[event.denier - 1]
+        if event.denier is None:
+            return None
+        below = event.fields["path"] + "/"
+        return next((rule for rule in self._deniers for path in rule.match["path"] if path.startswith(below)), None)
 
     @property
     def is_empty(self) -> bool:
@@ -85,7 +97,7 @@ class Detector:
         self._processes = processes
         self._offset = offset_ns
         self._windows: dict[str, _Window] = {}
-        self._looked_at = {RecordType.FILE, RecordType.NETWORK, RecordType.EVENT} | {
+        self._looked_at = {RecordType.FILE, RecordType.NETWORK, RecordType.EVENT, RecordType.DENIAL} | {
             kind for name, kind in _RECORD_OF_KIND.items() if name in rules.by_kind
         }
         if not _OF_SOCKETS.isdisjoint(rules.by_kind):
@@ -127,6 +139,8 @@ class Detector:
     def _look(self, event: Event) -> None:
         before = len(self.found)
         self._look_by_rules(event)
+        if event.denier is not None:
+            return
         # Denied by [network], hence by no rule: each address once.
         if event.fields.get("denied") == "true" and len(self.found) == before:
             key = event.kinds[0], event.fields["address"], event.fields["port"]
@@ -135,9 +149,18 @@ class Detector:
                 self._violate(_ADDRESSED, key[0], "medium", "deny", event)
 
     def _look_by_rules(self, event: Event) -> None:
+        denier = self._rules.denier(event)
+        if event.denier:
+            assert denier is not None
+            self._fire(denier, event.kinds[0], event)
+        elif event.denier is not None:
+            # Not what the rule is about, but what would have put an end to it.
+            name, severity = (denier.name, denier.severity) if denier is not None else (_UNRESOLVED, "high")
+            self.matched[name] = self.matched.get(name, 0) + 1
+            self._violate(name, event.kinds[0], severity, "deny", event)
         for kind in event.kinds:
             for compiled in self._rules.by_kind.get(kind, ()):
-                if compiled.fits(event):
+                if compiled.rule is not denier and compiled.fits(event):
                     self._on_match(compiled.rule, kind, event)
 
     def _on_match(self, rule: Rule, kind: str, event: Event) -> None:

@@ -28,6 +28,7 @@ from supervisor.probes.layout import (
 )
 from supervisor.probes.processes import Processes
 from supervisor.probes.summary import syscall_name
+from supervisor.rules.denials import read_denial
 from supervisor.rules.needs import MARK_OF_KIND, Mark
 
 _WRITES = 0o3  # O_ACCMODE of open(2): anything but O_RDONLY
@@ -60,6 +61,8 @@ class Event:
     syscall: str = ""
     abi: str = ""
     args: tuple[int, ...] = ()
+    denier: int | None = None
+    """Of what the guard has denied: the number of the rule, from 1; 0: of none by itself (denials.py)."""
 
     @property
     def program(self) -> str:
@@ -80,6 +83,8 @@ def read_event(record: bytes, processes: Processes) -> Event | None:
     kind = HEAD.unpack_from(record)[4]
     if kind == RecordType.FILE:
         return _file(record, processes)
+    if kind == RecordType.DENIAL:
+        return _denial(record, processes)
     if is_contact(record):
         return _contact(record, processes)
     if kind == RecordType.EXEC:
@@ -156,6 +161,19 @@ def _file(record: bytes, processes: Processes) -> Event | None:
             # Whichever of the two: what is put over a file changes it as writing does.
             more["path"] = (fields["path"], fields["to"])
     return Event(kinds, time_ns, pid, tid, fields, more, name, ABI_NAMES[0])
+
+
+def _denial(record: bytes, processes: Processes) -> Event:
+    time_ns, _, pid, tid, *_ = HEAD.unpack_from(record)
+    one = read_denial(record)
+    kind = _KIND_OF_CALL.get(one.syscall, one.kind)
+    fields = {**_process(processes, tid), "path": one.path, "result": "EPERM", "denied": "true"}
+    more: dict[str, tuple[str, ...]] = {}
+    kinds: tuple[str, ...] = (kind,)
+    if kind == "open":
+        more["access"] = one.access
+        kinds = ("open", "write") if "write" in one.access else kinds
+    return Event(kinds, time_ns, pid, tid, fields, more, one.syscall, ABI_NAMES[0], denier=one.rule)
 
 
 def _result(result: int) -> str:

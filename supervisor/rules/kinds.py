@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from supervisor.rules.denied import DENIABLE_FILES, check_denial
 from supervisor.rules.patterns import (
     PATTERN_MAX,
     Test,
@@ -57,8 +58,8 @@ FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
 NAMED_FILES: Final = ("open", "write", "unlink", "rename", "chmod", "link", "mkdir")
 """Kinds whose path the kernel looks for by a name in it."""
 ADDRESSED: Final = ("connect", "send")
-DENIABLE: Final = (*ADDRESSED, "syscall")
-"""Kinds that the hooks of every tier can refuse."""
+DENIABLE: Final = (*ADDRESSED, "syscall", *DENIABLE_FILES)
+"""Kinds that hooks can refuse; files only where the host takes BPF programs for LSM hooks."""
 
 _WORDS: Final[Mapping[str, frozenset[str]]] = {
     "access": frozenset({"read", "write"}),
@@ -103,9 +104,10 @@ def check_rule(
                 raise ValueError(f"distinct: an event of kind {kind} has no field '{field[:64]}'")
         if action == "deny" and kind not in DENIABLE:
             raise ValueError(
-                f"action: {kind} cannot be denied by a rule, only {', '.join(DENIABLE)}; "
-                'files are kept away by [filesystem] hidden, or say action = "kill"'
+                f'action: {kind} cannot be denied by a rule, only {", ".join(DENIABLE)}; or say action = "kill"'
             )
+        if action == "deny" and kind in DENIABLE_FILES:
+            check_denial(kind, match)
         if kind == "syscall" and action in ("deny", "kill") and set(match) != {"syscall"}:
             raise ValueError(f"action: {action} of a system call hangs on its name alone; leave the other fields out")
         if kind in ADDRESSED and action == "deny" and set(match) - {"address", "port"}:

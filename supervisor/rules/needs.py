@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 
 from supervisor.policy import Rule
+from supervisor.rules.denied import Denied, denied_of
 from supervisor.rules.kinds import NAMED_FILES
 from supervisor.rules.patterns import literal_name
 
@@ -75,12 +76,17 @@ _MARK_OF_FILE = {"memory": Mark.EXEC_MEMFD, "deleted": Mark.EXEC_DELETED}
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """`names` and `calls` are for the maps of the same names; two sets with one digest need the same."""
+    """`names`, `calls` and `denied` are for the maps of the same names; two sets with one digest need the same.
+
+    `deniers`: the names of the rules that `denied` numbers.
+    """
 
     wake: Mark
     kill: Mark
     names: tuple[tuple[bytes, int], ...]
     calls: tuple[str, ...]
+    denied: tuple[Denied, ...]
+    deniers: tuple[str, ...]
     digest: bytes
 
 
@@ -103,7 +109,7 @@ def needs_of(rules: Sequence[Rule]) -> Needs:
             # What kills is seccomp's, which has its own evidence.
             if kind == "syscall" and rule.action != "kill":
                 calls.update(rule.match["syscall"])
-    held = tuple(sorted(names.items())), tuple(sorted(calls))
+    held = tuple(sorted(names.items())), tuple(sorted(calls)), *denied_of(rules)
     digest = hashlib.sha256(repr((int(wake), int(kill), held)).encode()).digest()
     return Needs(wake, kill, *held, digest)
 

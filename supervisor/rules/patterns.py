@@ -22,6 +22,10 @@ def _part(pattern: str) -> re.Pattern[str]:
     return re.compile(fnmatch.translate(pattern), re.DOTALL)
 
 
+def is_literal(part: str) -> bool:
+    return not _WILD & set(part)
+
+
 def path_parts(pattern: str) -> tuple[str, ...]:
     """The names of a pattern of paths. One that does not begin with a slash may begin anywhere."""
     names = [part for part in pattern.split("/") if part not in ("", ".")]
@@ -35,7 +39,7 @@ def literal_name(pattern: str) -> str:
 
     The last one, unless another begins with a dot: those are rarer.
     """
-    whole = [part for part in path_parts(pattern) if not _WILD & set(part)]
+    whole = [part for part in path_parts(pattern) if is_literal(part)]
     return next((part for part in whole if part.startswith(".")), whole[-1] if whole else "")
 
 

@@ -181,3 +181,16 @@ def test_environment_is_built_and_the_request_comes_last() -> None:
         b"LANG": b"C.UTF-8",
         b"A": b"1",
     }
+
+
+def test_denied_files_need_the_hooks() -> None:
+    def plan(action: str, host: HostFeatures) -> LaunchPlan:
+        rule = f'[[rules]]\nname = "r"\non = "open"\nmatch.path = "/etc/shadow"\naction = "{action}"\n'
+        policy = POLICIES.resolve_text(f'name = "p"\nextends = "strict"\n{rule}')
+        return build(SPEC, narrow(policy, SPEC), host, VIEW)
+
+    with pytest.raises(HostLacks, match="needs bpf_lsm"):
+        plan("deny", HOST)
+    there = replace(HOST, features={**HOST.features, "bpf_lsm": Feature("bpf_lsm", True)})
+    assert plan("deny", there).enforcement.lsm == plan("kill", there).enforcement.lsm == "denied files"
+    assert not plan("kill", HOST).enforcement.lsm

@@ -11,7 +11,7 @@ import pytest
 
 from supervisor.probes import layout
 from supervisor.probes.libbpf import BpfObject, _lib
-from supervisor.probes.load import OBJECT
+from supervisor.probes.load import GUARD_OBJECT, OBJECT
 
 INT, ARRAY, STRUCT, TYPEDEF = 1, 3, 4, 8
 
@@ -65,6 +65,15 @@ def types() -> Iterator[Types]:
     found.close()
 
 
+@pytest.fixture(scope="module")
+def guard_types() -> Iterator[Types]:
+    if not GUARD_OBJECT.exists():
+        pytest.skip("no clang here: the guard is not built")
+    found = Types(GUARD_OBJECT)
+    yield found
+    found.close()
+
+
 def sizes(format: struct.Struct) -> list[tuple[int, int]]:
     """(offset, size) of every field of a struct format without alignment."""
     text, found, at, number = format.format.lstrip("="), [], 0, ""
@@ -108,6 +117,20 @@ def test_struct(types: Types, name: str, format: struct.Struct) -> None:
     assert types.size_of(name) == format.size
     members = [(at, size) for member, at, size in types.members(name) if member != "head"]
     assert members == sizes(format)
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        ("denied_key", layout.DENIED_KEY),
+        ("denied_value", layout.DENIED_VALUE),
+        ("denial_record", layout.DENIAL),
+        ("run_entry", layout.RUN_ENTRY),
+    ],
+)
+def test_struct_of_the_guard(guard_types: Types, name: str, format: struct.Struct) -> None:
+    assert guard_types.size_of(name) == format.size
+    assert [(at, size) for member, at, size in guard_types.members(name) if member != "head"] == sizes(format)
 
 
 def test_syscall_record(types: Types) -> None:

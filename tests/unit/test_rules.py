@@ -113,7 +113,7 @@ def test_no_rules_need_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "match", "action"),
-    [("open", {"path": ["/x"]}, "deny"), ("connect", {"comm": ["x"]}, "deny"), ("syscall", {"syscall": ["bpf"], "result": ["ok"]}, "kill")],
+    [("open", {"path": ["/x"], "comm": ["y"]}, "deny"), ("dup", {}, "deny"), ("connect", {"comm": ["x"]}, "deny"), ("syscall", {"syscall": ["bpf"], "result": ["ok"]}, "kill")],
 )  # fmt: skip
 def test_what_nothing_could_carry_out(kind: str, match: dict[str, list[str]], action: str) -> None:
     with pytest.raises(ValueError, match="action"):
