@@ -26,7 +26,8 @@ def open_probes(group: str, slots: int, directory: int = -1) -> tuple[Probes | N
         levels = _depth(group) + 1 - _depth(_own_group())
         probes = Probes.open(OBJECT, levels_below=levels, slots=slots, group=directory)
     except BpfError as error:
-        return None, _missing(_reason(error))
+        last = error.log.strip().splitlines()[-1:] or [""]
+        return None, _missing(f"{error.strerror}{': ' if last[0] else ''}{last[0]}"[:300])
     return probes, [
         describe("trace", True, "tracepoints with type information (tp_btf), libbpf"),
         describe("cgroup_bpf", True, "connect, sendmsg, bind, sock_create, egress"),
@@ -38,17 +39,12 @@ def _add_guard(probes: Probes) -> Feature:
     try:
         probes.add_guard(GUARD_OBJECT)
     except BpfError as error:
-        return describe("bpf_lsm", False, _reason(error))
+        return describe("bpf_lsm", False, error.strerror or "")
     return describe(
         "bpf_lsm",
         True,
         "file_open, path_*, bprm_check_security, mmap_file, userns_create, sb_mount, move_mount, sb_pivotroot",
     )
-
-
-def _reason(error: BpfError) -> str:
-    last = error.log.strip().splitlines()[-1:] or [""]
-    return f"{error.strerror}{': ' if last[0] else ''}{last[0]}"[:300]
 
 
 def _missing(detail: str) -> list[Feature]:
