@@ -277,7 +277,7 @@ def test_more_than_are_kept_are_counted(supervisor: Supervisor) -> None:
         ('on = "open"\n', "names the files"),
         ('on = "open"\nmatch.path = "/*/**"\n', "one name without wildcards"),
         ('on = "mprotect"\naction = "deny"\n', "cannot be denied by a rule"),
-        ('on = "open"\nmatch.path = "/x*"\naction = "deny"\n', "cannot be denied; what can has the form"),
+        ('on = "open"\nmatch.path = "/x/*/y"\naction = "deny"\n', "cannot be denied; what can has the form"),
         ('on = "connect"\nmatch.address = "10.0.0.0/99"\n', "match.address"),
         ('on = "connect"\nmatch.port = "99999"\n', "no range of ports"),
         ('on = "syscall"\nmatch.syscall = "opne"\n', "unknown system call"),
