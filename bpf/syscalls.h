@@ -13,8 +13,16 @@
 #define NR_CLONE3	435
 #define MAX_ERRNO	4095
 
-static __always_inline int is_fork(long nr)
+#define NR_FORK_I386  2
+#define NR_CLONE_I386 120
+#define NR_VFORK_I386 190
+
+static __always_inline int is_fork(long nr, __u32 abi)
 {
+	if (abi == ABI_I386)
+		return nr == NR_FORK_I386 || nr == NR_CLONE_I386 || nr == NR_VFORK_I386 ||
+		       nr == NR_CLONE3;
+	nr &= ~(long)X32_SYSCALL_BIT;
 	return (nr >= NR_CLONE && nr <= NR_VFORK) || nr == NR_CLONE3;
 }
 
@@ -125,7 +133,7 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long result)
 	if (nr == -1)
 		nr = NR_RT_SIGRETURN;
 	abi = abi_of(task, nr);
-	if (!result && is_fork(nr))
+	if (!result && is_fork(nr, abi))
 		return 0; /* the child's side of the same call */
 	counter = count_of(counts, nr, abi);
 	count(result < 0 && result >= -MAX_ERRNO ? &counter->failed : &counter->succeeded);

@@ -49,6 +49,7 @@ CALLS_KEPT = 2_000_000
 
 QUIET_BYTES = 256 << 10
 """Of the rings: some 200 records, a fraction of a millisecond."""
+_ROUND_BYTES = 1 << 20
 
 _ZERO = bytes(COUNT_WORDS * 8)
 _FLIGHT_BYTES = FLIGHT_CALLS * FLIGHT_CALL.size
@@ -189,20 +190,25 @@ class Probes:
             calls, watch.calls = watch.calls, []
         return calls
 
-    def take_records(self, watch: Watch) -> list[bytes]:
-        """The same of its records, for whoever looks at them."""
+    def take_records(self, watch: Watch, most: int) -> list[bytes]:
+        """The same of its first records, for whoever looks at them."""
         with self._lock:
-            records, watch.records = watch.records, []
+            records = watch.records[:most]
+            del watch.records[:most]
         return records
 
     def flight(self, watch: Watch) -> bytes:
         """The run's struct flight as it stands: its last calls, where it is not traced in full."""
         return self._flight_memory[watch.slot * _FLIGHT_BYTES : (watch.slot + 1) * _FLIGHT_BYTES]
 
-    def drain(self) -> None:
-        """Hands what the rings hold to the runs that it is of; for runs that live long or are traced in full."""
+    def drain(self) -> bool:
+        """Hands what the rings hold to the runs that it is of; for runs that live long or are traced in full.
+
+        Of details as much as takes some 20 ms; returns whether there is much more.
+        """
         with self._lock:
-            self._drain()
+            self._drain(_ROUND_BYTES)
+            return self._details.backlog > QUIET_BYTES
 
     @property
     def watched(self) -> int:
@@ -225,10 +231,10 @@ class Probes:
             self._names.give_back(watch.names)
             self._free.append(watch.slot)
 
-    def _drain(self) -> None:
+    def _drain(self, details: int) -> None:
         """What is there by now: a run that writes on and on does not hold it up."""
-        for ring, number in ((self._priority, PRIORITY), (self._details, DETAILS)):
-            for record in ring.read(ring.size):
+        for ring, number, most in ((self._priority, PRIORITY, self._priority.size), (self._details, DETAILS, details)):
+            for record in ring.read(most):
                 self._keep(record, number)
         if self._bulk.backlog:
             self._divide(self._bulk.read_uniform(SYSCALL.size, self._bulk.size))
@@ -239,7 +245,7 @@ class Probes:
         ends = [ring.produced for ring in rings]
         deadline = time.monotonic() + _WAIT_SECONDS
         while True:
-            self._drain()
+            self._drain(self._details.size)
             if all(ring.consumed >= end for ring, end in zip(rings, ends, strict=True)) or time.monotonic() > deadline:
                 return
             time.sleep(_PAUSE_SECONDS)

@@ -41,6 +41,9 @@ _SUMMARY_PERIOD_SECONDS = 0.05
 _FULL_PERIOD_SECONDS = 0.005
 _FLUSH_ROWS = 100_000
 _READER_NICE = -10
+_RECORDS_AT_ONCE = 200
+_TURN_SECONDS = 0.005
+"""How long one run's records are looked at before the next one's."""
 _HASH_SECONDS = 5.0
 """How long the end of a run waits for the digests of programs that no run has executed before."""
 
@@ -103,15 +106,17 @@ class Recorder:
                 loop.remove_reader(fd)
             woken.set()
 
+        more = False
         try:
             while self.probes.watched:
                 for fd in wakers:
                     loop.add_reader(fd, wake)
                 full = any(tracing.is_full for tracing in tuple(self._tracings))
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(woken.wait(), _FULL_PERIOD_SECONDS if full else _SUMMARY_PERIOD_SECONDS)
+                if not more:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(woken.wait(), _FULL_PERIOD_SECONDS if full else _SUMMARY_PERIOD_SECONDS)
                 woken.clear()
-                await loop.run_in_executor(self.read_thread, self._gather, loop)
+                more = await loop.run_in_executor(self.read_thread, self._gather, loop)
                 for tracing in tuple(self._tracings):
                     if tracing.waiting >= _FLUSH_ROWS and (tracing.writing is None or tracing.writing.done()):
                         tracing.writing = self.write_thread.submit(tracing.write)
@@ -119,11 +124,15 @@ class Recorder:
             for fd in wakers:
                 loop.remove_reader(fd)
 
-    def _gather(self, loop: asyncio.AbstractEventLoop) -> None:
-        """On the reader's thread: what has come goes to the run it is of, which looks at it."""
-        self.probes.drain()
+    def _gather(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """On the reader's thread: what has come goes to the run it is of, which looks at it.
+
+        In turns, for no run's records hold up another's; returns whether one is to have another.
+        """
+        more = self.probes.drain()
         for tracing in tuple(self._tracings):
-            tracing.gather(loop)
+            more = tracing.gather(loop) or more
+        return more
 
     async def close(self) -> None:
         """What is still being written is waited for."""
@@ -183,11 +192,13 @@ class Tracing:
     async def finish(self) -> TraceSummary:
         loop = asyncio.get_running_loop()
         recorder = self._recorder
+        # What this run or another floods the rings with is not for the loop to wait for, nor for the others' turns.
+        quiet = recorder.probes.is_quiet and not self._looking.locked() and not self.has_many
+        while not quiet and await asyncio.shield(loop.run_in_executor(recorder.read_thread, self._catch_up, loop)):
+            pass
         if self.is_full:
             summary = await asyncio.shield(loop.run_in_executor(recorder.write_thread, self._conclude))
         else:
-            # What another run floods the rings with is not for the loop to wait for.
-            quiet = recorder.probes.is_quiet and not self._looking.locked()
             summary = (
                 self._conclude()
                 if quiet
@@ -210,18 +221,38 @@ class Tracing:
         else:
             self._conclude()
 
-    def gather(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Looks at what has come; on the reader's thread. Of a run that is not stored nothing piles up."""
+    @property
+    def has_many(self) -> bool:
+        return self._watch is not None and len(self._watch.records) > _RECORDS_AT_ONCE
+
+    def gather(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Looks at what has come, for a turn's time; on the reader's thread. Of a run that is not stored nothing piles up.
+
+        Returns whether there is more.
+        """
         with self._looking:
             if self._watch is None:
-                return
-            records = self._recorder.probes.take_records(self._watch)
-            new = self._look(records)
-            if new and not self.is_full:
-                self._flight.freeze(self._recorder.probes.flight(self._watch))
-            self._feed.tell(records, self._watch.calls)
+                return False
+            end = time.monotonic() + _TURN_SECONDS
+            new: list[Violation] = []
+            told: list[bytes] = []
+            while records := self._recorder.probes.take_records(self._watch, _RECORDS_AT_ONCE):
+                found = self._look(records)
+                if found and not self.is_full:
+                    self._flight.freeze(self._recorder.probes.flight(self._watch))
+                new += found
+                told += records
+                if time.monotonic() > end:
+                    break
+            self._feed.tell(told, self._watch.calls)
+            more = bool(self._watch.records)
         if new:
             loop.call_soon_threadsafe(self._report, new, self.detector.kills)
+        return more
+
+    def _catch_up(self, loop: asyncio.AbstractEventLoop) -> bool:
+        self._recorder.probes.drain()
+        return self.gather(loop)
 
     def _report(self, new: Sequence[Violation], kills: bool) -> None:
         """Once the run has ended, its result tells what it violated."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -17,7 +16,8 @@ from supervisor.rules.patterns import Test
 
 VIOLATIONS_MAX = 2_000
 """Kept of one run, with their evidence; what is beyond them is counted."""
-_WINDOW_MAX = 10_000
+_DENIED_MAX = 10_000
+"""Addresses of one run whose denial is told, each once."""
 _ADDRESSED = "network"
 _UNRESOLVED = "path.unresolved"
 _THRESHOLD = "response.violation_threshold"
@@ -71,21 +71,23 @@ class RuleSet:
 
 @dataclass(slots=True)
 class _Window:
-    """The events of a rule that counts, those of its last seconds."""
+    """The last events of a rule that counts, no more than it counts to; of those that are to be distinct each value's last."""
 
-    times: deque[tuple[int, str]] = field(default_factory=deque)
+    last: dict[object, int] = field(default_factory=dict)
+    seen: int = 0
 
     def add(self, rule: Rule, time_ns: int, value: str) -> bool:
         """Whether it is the one too many; the count begins anew then."""
-        self.times.append((time_ns, value))
+        self.seen += 1
+        key = value if rule.distinct else self.seen
+        self.last.pop(key, None)
+        self.last[key] = time_ns
         since = time_ns - int(rule.seconds * 1e9)
-        while self.times[0][0] < since or len(self.times) > _WINDOW_MAX:
-            self.times.popleft()
-        if len(self.times) < rule.count:
+        while len(self.last) > rule.count or next(iter(self.last.values())) < since:
+            del self.last[next(iter(self.last))]
+        if len(self.last) < rule.count:
             return False
-        if rule.distinct and len({value for _, value in self.times}) < rule.count:
-            return False
-        self.times.clear()
+        self.last.clear()
         return True
 
 
@@ -144,7 +146,7 @@ class Detector:
         # Denied by [network], hence by no rule: each address once.
         if event.fields.get("denied") == "true" and len(self.found) == before:
             key = event.kinds[0], event.fields["address"], event.fields["port"]
-            if key not in self._denied and len(self._denied) < _WINDOW_MAX:
+            if key not in self._denied and len(self._denied) < _DENIED_MAX:
                 self._denied.add(key)
                 self._violate(_ADDRESSED, key[0], "medium", "deny", event)
 

@@ -22,6 +22,7 @@ def _part(pattern: str) -> re.Pattern[str]:
     return re.compile(fnmatch.translate(pattern), re.DOTALL)
 
 
+@functools.lru_cache(4096)
 def is_literal(part: str) -> bool:
     return not _WILD & set(part)
 
@@ -43,10 +44,23 @@ def literal_name(pattern: str) -> str:
     return next((part for part in whole if part.startswith(".")), whole[-1] if whole else "")
 
 
+@functools.lru_cache(64)
+def _names_of(path: str) -> tuple[tuple[str, ...], frozenset[str]]:
+    """One path is held against every pattern of every rule in turn."""
+    names = tuple(name for name in path.split("/") if name)
+    return names, frozenset(names)
+
+
 def path_test(pattern: str) -> Test:
     """`*` and `?` stay within a name, `**` is any number of names, none included. `/a/**` is /a itself too."""
     parts = path_parts(pattern)
-    return lambda path: _match(parts, [part for part in path.split("/") if part])
+    literal = literal_name(pattern)
+
+    def test(path: str) -> bool:
+        names, known = _names_of(path)
+        return (not literal or literal in known) and _match(parts, names)
+
+    return test
 
 
 def _match(parts: Sequence[str], names: Sequence[str]) -> bool:
@@ -55,9 +69,11 @@ def _match(parts: Sequence[str], names: Sequence[str]) -> bool:
     star, resume = -1, 0
     while name < len(names):
         if part < len(parts) and parts[part] == ANY_DEPTH:
+            if part == len(parts) - 1:
+                return True
             star, resume = part, name
             part += 1
-        elif part < len(parts) and _part(parts[part]).match(names[name]):
+        elif part < len(parts) and (parts[part] == names[name] or _fits(parts[part], names[name])):
             part += 1
             name += 1
         elif star >= 0:
@@ -66,6 +82,10 @@ def _match(parts: Sequence[str], names: Sequence[str]) -> bool:
         else:
             return False
     return all(part == ANY_DEPTH for part in parts[part:])
+
+
+def _fits(part: str, name: str) -> bool:
+    return not is_literal(part) and _part(part).match(name) is not None
 
 
 def text_test(pattern: str) -> Test:
