@@ -144,7 +144,7 @@ __noinline int note_call(struct run_entry *run, struct run_counts *counts, __u64
 		count(&counts->unnoted);
 		return 0;
 	}
-	fill_head(&record->head, cgroup, RECORD_EVENT, sizeof(*record));
+	fill_head(&record->head, counts, cgroup, RECORD_EVENT, sizeof(*record));
 	record->result = result;
 	record->nr = (__u32)number_of(regs);
 	record->abi = (__u32)(marks_and_abi >> 32);

@@ -144,13 +144,13 @@ static __always_inline __u32 open_flags(struct pt_regs *regs, long nr)
 	return flags_of(nr, regs->si, regs->dx);
 }
 
-static __always_inline void fill_file(struct file_record *record, struct task_struct *task,
-				      struct pt_regs *regs, __u64 cgroup, long nr, __u8 kind,
-				      long result, __u16 size)
+static __always_inline void fill_file(struct file_record *record, const struct run_counts *counts,
+				      struct task_struct *task, struct pt_regs *regs, __u64 cgroup,
+				      long nr, __u8 kind, long result, __u16 size)
 {
 	long length;
 
-	fill_head(&record->head, cgroup, RECORD_FILE, size);
+	fill_head(&record->head, counts, cgroup, RECORD_FILE, size);
 	record->result = result;
 	record->nr = (__u32)nr;
 	record->resolved = 0;
@@ -184,11 +184,12 @@ static __always_inline __u32 fill_base(struct task_struct *task, int directory,
 }
 
 /* With all that its names depend on. */
-static __always_inline void fill_placed(struct placed_file_record *record, struct task_struct *task,
+static __always_inline void fill_placed(struct placed_file_record *record,
+					const struct run_counts *counts, struct task_struct *task,
 					struct pt_regs *regs, __u64 cgroup, long nr, __u8 kind,
 					long result, __u32 marks, __u16 size)
 {
-	fill_file(&record->first, task, regs, cgroup, nr, kind, result, size);
+	fill_file(&record->first, counts, task, regs, cgroup, nr, kind, result, size);
 	record->first.marks = marks;
 	record->second[0] = 0;
 	record->second_cwd_size = 0;
@@ -217,7 +218,7 @@ static __always_inline void note_file(struct run_entry *run, struct run_counts *
 		count(&counts->unnoted);
 		return;
 	}
-	fill_placed(record, task, regs, cgroup, nr, kind, result, marks, sizeof(*record));
+	fill_placed(record, counts, task, regs, cgroup, nr, kind, result, marks, sizeof(*record));
 	count(&counts->seen);
 	bpf_ringbuf_submit(record, wakes(run));
 }
@@ -235,8 +236,18 @@ static __always_inline void note_long_file(struct run_entry *run, struct run_cou
 		count(&counts->unnoted);
 		return;
 	}
-	fill_placed(&record->placed, task, regs, cgroup, nr, kind, result, marks, sizeof(*record));
-	fill_path(record->path, LONG_PATH_SIZE, first_path(regs, kind));
+	fill_placed(&record->placed, counts, task, regs, cgroup, nr, kind, result, marks,
+		    sizeof(*record));
+	if (record->placed.first.resolved) {
+		struct file *file = file_of(task, kind & OPENS ? result : (int)regs->di);
+
+		record->placed.first.path_size =
+			resolve_long((unsigned long)BPF_CORE_READ(file, f_path.mnt),
+				     (unsigned long)BPF_CORE_READ(file, f_path.dentry),
+				     (struct long_path *)record->path);
+	} else {
+		fill_path(record->path, LONG_PATH_SIZE, first_path(regs, kind));
+	}
 	record->second[0] = 0;
 	if (kind & 0x70)
 		fill_path(record->second, LONG_PATH_SIZE, second_path(regs, kind));
@@ -255,7 +266,8 @@ static __always_inline void record_file(struct run_counts *counts, struct task_s
 			count(&counts->dropped);
 			return;
 		}
-		fill_file(&record->first, task, regs, cgroup, nr, kind, result, sizeof(*record));
+		fill_file(&record->first, counts, task, regs, cgroup, nr, kind, result,
+			  sizeof(*record));
 		fill_path(record->second, PATH_SIZE, second_path(regs, kind));
 		count(&counts->seen);
 		bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
@@ -266,7 +278,7 @@ static __always_inline void record_file(struct run_counts *counts, struct task_s
 			count(&counts->dropped);
 			return;
 		}
-		fill_file(record, task, regs, cgroup, nr, kind, result, sizeof(*record));
+		fill_file(record, counts, task, regs, cgroup, nr, kind, result, sizeof(*record));
 		count(&counts->seen);
 		bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 	}
@@ -359,9 +371,9 @@ __noinline __u32 marks_of_file_call(struct run_entry *run, struct run_counts *co
 		if (kind & 0x70)
 			found |= names_of_given(task, second_path(regs, kind),
 						second_directory(regs, nr), run->rules);
-		if (found & NAME_LONG)
-			marks |= MARK_LONG;
 	}
+	if (found & NAME_LONG)
+		marks |= MARK_LONG;
 	if (found & use)
 		marks |= MARK_NAME;
 	if (result >= 0 && (nr == NR_UNLINK || nr == NR_UNLINKAT || nr == NR_RMDIR))

@@ -62,7 +62,7 @@ __noinline int tell(struct run_entry *run, __u64 cgroup, unsigned long mount, un
 		count(&counts->unnoted);
 		return 0;
 	}
-	fill_head(&record->head, cgroup, RECORD_DENIAL, sizeof(*record));
+	fill_head(&record->head, counts, cgroup, RECORD_DENIAL, sizeof(*record));
 	record->nr = nr;
 	record->verdict = (__u32)verdict;
 	record->rule = (__u32)(verdict >> 32);

@@ -17,6 +17,7 @@ struct look {
 	struct dentry *dentry;
 	struct mount *mount;
 	struct meaning meaning;
+	__u32 room; /* what resolve_path() takes for it, in bytes */
 };
 
 static __always_inline void look_at(struct meaning *meaning)
@@ -33,6 +34,7 @@ static long look_step(__u32 index, void *context)
 	struct dentry *dentry = look->dentry;
 	struct mount *mount = look->mount;
 	struct dentry *parent;
+	__u32 length;
 
 	if (dentry == BPF_CORE_READ(mount, mnt.mnt_root)) {
 		struct mount *above = BPF_CORE_READ(mount, mnt_parent);
@@ -49,16 +51,15 @@ static long look_step(__u32 index, void *context)
 				      BPF_CORE_READ(dentry, d_name.name)) <= 0)
 		return 1;
 	look_at(&look->meaning);
+	/* A name that does not fit into NAME_SIZE is as much as a path that is too long. */
+	length = BPF_CORE_READ(dentry, d_name.len) + 1;
+	look->room += length > NAME_SIZE ? PATH_SIZE : length;
 	look->dentry = parent;
 	return 0;
 }
 
 /* Room for one path in the caller's memory: whoever is called here is not interrupted by another.
  */
-struct long_path {
-	char text[LONG_PATH_SIZE];
-};
-
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -122,10 +123,12 @@ __noinline __u32 names_of_path(unsigned long mount, unsigned long dentry, __u32 
 		.dentry = (struct dentry *)dentry,
 		.mount = (struct mount *)(mount - bpf_core_field_offset(struct mount, mnt)),
 		.meaning.key.rules = rules,
+		.room = nothing,
 	};
+	long steps = bpf_loop(LONG_DEPTH, look_step, &look, 0);
 
-	bpf_loop(MAX_DEPTH, look_step, &look, 0);
-	return look.meaning.found;
+	return look.meaning.found |
+	       (look.room > PATH_SIZE - NAME_SIZE || steps > MAX_DEPTH ? NAME_LONG : 0);
 }
 
 #endif

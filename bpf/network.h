@@ -133,7 +133,7 @@ static __always_inline int on_address(struct bpf_sock_addr *ctx, __u32 operation
 		count(&counts->dropped);
 		return allowed;
 	}
-	fill_head(&record->head, cgroup, RECORD_NETWORK, sizeof(*record));
+	fill_head(&record->head, counts, cgroup, RECORD_NETWORK, sizeof(*record));
 	record->operation = operation;
 	record->denied = !allowed;
 	record->family = ctx->family;

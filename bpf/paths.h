@@ -5,8 +5,10 @@
 
 #include "runs.h"
 
-#define NAME_SIZE 64
-#define MAX_DEPTH 32
+#define NAME_SIZE      64
+#define MAX_DEPTH      32
+#define LONG_NAME_SIZE 256 /* NAME_MAX and a NUL */
+#define LONG_DEPTH     512
 
 static __always_inline struct file *file_of(struct task_struct *task, long fd)
 {
@@ -25,10 +27,10 @@ struct climb {
 	__u32 size;
 };
 
-/* One step: into the mount above, or one name up. Returns 1 at the top. */
-static long climb_step(__u32 index, void *context)
+/* One step: into the mount above, or one name up. Returns 1 at the top, or where there is no room.
+ */
+static __always_inline long climb_step_by(struct climb *climb, __u32 room, __u32 name_size)
 {
-	struct climb *climb = context;
 	struct dentry *dentry = climb->dentry;
 	struct mount *mount = climb->mount;
 	struct dentry *parent;
@@ -42,19 +44,33 @@ static long climb_step(__u32 index, void *context)
 		return above == mount;
 	}
 	parent = BPF_CORE_READ(dentry, d_parent);
-	if (parent == dentry || climb->size > PATH_SIZE - NAME_SIZE)
+	if (parent == dentry || climb->size > room - name_size)
 		return 1;
-	length = bpf_probe_read_kernel_str(climb->path + climb->size, NAME_SIZE,
+	length = bpf_probe_read_kernel_str(climb->path + climb->size, name_size,
 					   BPF_CORE_READ(dentry, d_name.name));
 	if (length <= 0)
 		return 1;
-	climb->size += (__u32)length & (NAME_SIZE * 2 - 1);
+	climb->size += (__u32)length & (name_size * 2 - 1);
 	climb->dentry = parent;
 	return 0;
 }
 
+static long climb_step(__u32 index, void *context)
+{
+	return climb_step_by(context, PATH_SIZE, NAME_SIZE);
+}
+
+static long climb_long_step(__u32 index, void *context)
+{
+	return climb_step_by(context, LONG_PATH_SIZE, LONG_NAME_SIZE);
+}
+
 struct path_names {
 	char names[PATH_SIZE];
+};
+
+struct long_path {
+	char text[LONG_PATH_SIZE];
 };
 
 /*
@@ -73,6 +89,22 @@ __noinline __u32 resolve_path(unsigned long mount, unsigned long dentry, struct 
 		return 0;
 	climb.path = path->names;
 	bpf_loop(MAX_DEPTH, climb_step, &climb, 0);
+	return climb.size;
+}
+
+/* The same with room for every path that has a name. */
+__noinline __u32 resolve_long(unsigned long mount, unsigned long dentry, struct long_path *path)
+{
+	struct climb climb = {
+		.dentry = (struct dentry *)dentry,
+		.mount = (struct mount *)(mount - bpf_core_field_offset(struct mount, mnt)),
+		.size = nothing,
+	};
+
+	if (!path)
+		return 0;
+	climb.path = path->text;
+	bpf_loop(LONG_DEPTH, climb_long_step, &climb, 0);
 	return climb.size;
 }
 

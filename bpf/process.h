@@ -97,14 +97,14 @@ static __always_inline void fill_argv(char *argv, __u64 room, struct exec_record
 		record->argv_size = (__u32)size;
 }
 
-static __always_inline void fill_exec(struct exec_record *record, struct task_struct *task,
-				      struct linux_binprm *bprm, __u64 cgroup, __u32 marks,
-				      __u16 size)
+static __always_inline void fill_exec(struct exec_record *record, const struct run_counts *counts,
+				      struct task_struct *task, struct linux_binprm *bprm,
+				      __u64 cgroup, __u32 marks, __u16 size)
 {
 	struct file *file = bprm->file;
 
-	fill_head(&record->head, cgroup, RECORD_EXEC, size);
-	record->parent = own_number(BPF_CORE_READ(task, real_parent));
+	fill_head(&record->head, counts, cgroup, RECORD_EXEC, size);
+	record->parent = own_number(BPF_CORE_READ(task, real_parent), counts->pid_depth);
 	bpf_get_current_comm(record->comm, sizeof(record->comm));
 	if (bpf_probe_read_kernel_str(record->path, sizeof(record->path), bprm->filename) < 0)
 		record->path[0] = 0;
@@ -129,10 +129,14 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	__u32 marks;
 
 	run = run_of_current(&cgroup);
-	if (!run || run->level == LEVEL_OFF)
+	if (!run)
 		return 0;
 	counts = counts_of(run);
 	if (!counts)
+		return 0;
+	if (!counts->pid_depth)
+		counts->pid_depth = BPF_CORE_READ(task, thread_pid, level) + 1;
+	if (run->level == LEVEL_OFF)
 		return 0;
 	if (!run->init_tgid)
 		run->init_tgid = (__u32)BPF_CORE_READ(task, real_parent, tgid);
@@ -143,14 +147,14 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	if (size > PATH_SIZE)
 		longer = reserve_priority(counts, sizeof(*longer));
 	if (longer) {
-		fill_exec(&longer->exec, task, bprm, cgroup, marks, sizeof(*longer));
+		fill_exec(&longer->exec, counts, task, bprm, cgroup, marks, sizeof(*longer));
 		fill_argv(longer->argv, LONG_ARGV_SIZE, &longer->exec, start, size);
 		count(&counts->seen);
 		bpf_ringbuf_submit(longer, wakes);
 	} else {
 		record = reserve_priority(counts, sizeof(*record));
 		if (record) {
-			fill_exec(record, task, bprm, cgroup, marks, sizeof(*record));
+			fill_exec(record, counts, task, bprm, cgroup, marks, sizeof(*record));
 			fill_argv(record->argv, PATH_SIZE, record, start, size);
 			count(&counts->seen);
 			bpf_ringbuf_submit(record, wakes);
@@ -182,9 +186,9 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 		count(&counts->dropped);
 		return 0;
 	}
-	fill_head(&record->head, cgroup, RECORD_FORK, sizeof(*record));
-	record->child_tid = own_number(child);
-	record->child_pid = own_number(BPF_CORE_READ(child, group_leader));
+	fill_head(&record->head, counts, cgroup, RECORD_FORK, sizeof(*record));
+	record->child_tid = own_number(child, counts->pid_depth);
+	record->child_pid = own_number(BPF_CORE_READ(child, group_leader), counts->pid_depth);
 	bpf_get_current_comm(record->comm, sizeof(record->comm));
 	count(&counts->seen);
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
@@ -215,15 +219,15 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	if (abi == ABI_X86_64 && (nr == NR_EXIT || nr == NR_EXIT_GROUP)) {
 		count(&counts->syscalls[nr].succeeded);
 		if (run->level == LEVEL_FULL)
-			record_syscall(counts, own_numbers(), (__u32)task->pid, cgroup, regs, nr,
-				       abi, 0);
+			record_syscall(counts, own_numbers(counts->pid_depth), (__u32)task->pid,
+				       cgroup, regs, nr, abi, 0);
 	}
 	record = reserve_priority(counts, sizeof(*record));
 	if (!record) {
 		count(&counts->dropped);
 		return 0;
 	}
-	fill_head(&record->head, cgroup, RECORD_EXIT, sizeof(*record));
+	fill_head(&record->head, counts, cgroup, RECORD_EXIT, sizeof(*record));
 	record->nr = nr < 0 ? -1 : (__s32)nr;
 	record->abi = abi;
 	record->status = (__u32)task->exit_code;

@@ -74,7 +74,7 @@ enum name_use {
 	NAME_READ = 1,
 	NAME_WRITE = 2,
 	NAME_EXEC = 4,
-	NAME_LONG = 8, /* of a path as given: longer than PATH_SIZE */
+	NAME_LONG = 8, /* the path, as given or where it lies, is longer than PATH_SIZE */
 };
 #define NAME_CLASS_SHIFT 8
 #define FILE_CLASSES	 16
@@ -115,7 +115,8 @@ struct run_counts {
 	__u64 taken[RINGS]; /* bytes read of them: the daemon's to say */
 	__u64 stamp;	    /* the last time that the flight recorder took */
 	__u64 tick;	    /* of the kernel's, when it did */
-	__u64 pad[4];
+	__u64 pid_depth; /* of the run's pid namespace, from 1; 0 until its program is executed */
+	__u64 pad[3];
 	struct file_count files[FILE_CLASSES]; /* opened, by class */
 };
 
@@ -158,7 +159,8 @@ enum syscall_abi {
 	ABI_X32 = 2,
 };
 
-/* Every record begins with this. pid and tid are the run's own, of its pid namespace. */
+/* Every record begins with this. pid and tid are the run's own, of its pid namespace; not of one
+ * that it has made within. */
 struct record_header {
 	__u64 time_ns; /* CLOCK_MONOTONIC */
 	__u64 cgroup;
@@ -261,7 +263,7 @@ struct placed_file_record {
 /* Of one whose paths are too long for that, as dots and slashes make every path. */
 struct long_file_record {
 	struct placed_file_record placed;
-	char path[LONG_PATH_SIZE];
+	char path[LONG_PATH_SIZE]; /* path_size of it where it is resolved */
 	char second[LONG_PATH_SIZE];
 };
 

@@ -140,11 +140,14 @@ static __always_inline long number_of(const struct pt_regs *regs)
 	return (int)regs->orig_ax;
 }
 
-/* The number of a task in its own pid namespace; `pid` and its level are its thread_pid's. */
-static __always_inline __u32 number_at(struct pid *pid, __u64 level)
+/* The number of a task in the run's pid namespace, whatever namespaces it has made below that. */
+static __always_inline __u32 number_at(struct pid *pid, __u64 depth)
 {
+	__u64 level = depth - 1;
 	int nr = 0;
 
+	if (!depth)
+		return 0;
 	/* Bounded for the verifier of 6.1, in 64 bits; namespaces nest 32 deep at most. */
 	asm volatile("" : "+r"(level));
 	level &= 63;
@@ -156,45 +159,43 @@ static __always_inline __u32 number_at(struct pid *pid, __u64 level)
 	return (__u32)nr;
 }
 
-static __always_inline __u32 own_number(struct task_struct *task)
+static __always_inline __u32 own_number(struct task_struct *task, __u64 depth)
 {
-	struct pid *pid = BPF_CORE_READ(task, thread_pid);
-
-	return number_at(pid, BPF_CORE_READ(pid, level));
+	return number_at(BPF_CORE_READ(task, thread_pid), depth);
 }
 
 /* For every system call of a run: no helper is called where the run's namespace is one of the
  * first. */
-static __always_inline __u32 own_number_followed(struct task_struct *task)
+static __always_inline __u32 own_number_followed(struct task_struct *task, __u64 depth)
 {
 	struct pid *pid = task->thread_pid;
-	__u64 level = pid->level;
 
 	/* An array without a size (since 6.6) is one that the verifier lets us look into. */
 	if (!bpf_core_field_size(pid->numbers)) {
-		if (level == 1)
+		if (depth == 2)
 			return (__u32)pid->numbers[1].nr;
-		if (level == 2)
+		if (depth == 3)
 			return (__u32)pid->numbers[2].nr;
 	}
-	return number_at(pid, level);
+	return number_at(pid, depth);
 }
 
 /* Of the current task: its thread's number below, its process's above. */
-static __always_inline __u64 own_numbers_followed(struct task_struct *task)
+static __always_inline __u64 own_numbers_followed(struct task_struct *task, __u64 depth)
 {
-	__u32 tid = own_number_followed(task);
-	__u32 pid = task->pid == task->tgid ? tid : own_number_followed(task->group_leader);
+	__u32 tid = own_number_followed(task, depth);
+	__u32 pid = task->pid == task->tgid ? tid : own_number_followed(task->group_leader, depth);
 
 	return (__u64)pid << 32 | tid;
 }
 
-__noinline __u64 own_numbers(void)
+__noinline __u64 own_numbers(__u64 depth)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	__u32 tid = own_number(task);
-	__u32 pid = task->pid == task->tgid ? tid : own_number(BPF_CORE_READ(task, group_leader));
+	__u32 tid = own_number(task, depth), pid = tid;
 
+	if (task->pid != task->tgid)
+		pid = own_number(BPF_CORE_READ(task, group_leader), depth);
 	return (__u64)pid << 32 | tid;
 }
 
@@ -210,10 +211,11 @@ static __always_inline void fill_head_for(struct record_header *head, __u64 cgro
 	head->host_tid = host_tid;
 }
 
-static __always_inline void fill_head(struct record_header *head, __u64 cgroup, __u16 type,
-				      __u16 size)
+static __always_inline void fill_head(struct record_header *head, const struct run_counts *counts,
+				      __u64 cgroup, __u16 type, __u16 size)
 {
-	fill_head_for(head, cgroup, own_numbers(), (__u32)bpf_get_current_pid_tgid(), type, size);
+	fill_head_for(head, cgroup, own_numbers(counts->pid_depth),
+		      (__u32)bpf_get_current_pid_tgid(), type, size);
 }
 
 #endif

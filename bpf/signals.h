@@ -51,7 +51,8 @@ int BPF_PROG(on_signal, int number, struct kernel_siginfo *info, struct task_str
 	}
 	/* The head is the receiver's: the sender need not be of the run, nor have sent it itself.
 	 */
-	numbers = (__u64)own_number(BPF_CORE_READ(task, group_leader)) << 32 | own_number(task);
+	numbers = own_number(BPF_CORE_READ(task, group_leader), counts->pid_depth);
+	numbers = numbers << 32 | own_number(task, counts->pid_depth);
 	fill_head_for(&record->head, cgroup, numbers, (__u32)task->pid, RECORD_SIGNAL,
 		      sizeof(*record));
 	record->number = (__u32)number;
@@ -61,7 +62,7 @@ int BPF_PROG(on_signal, int number, struct kernel_siginfo *info, struct task_str
 		record->code = BPF_CORE_READ(info, si_code);
 	record->sender = 0;
 	if (record->code <= 0 && bpf_get_current_ancestor_cgroup_id((int)group_level) == cgroup)
-		record->sender = (__u32)(own_numbers() >> 32);
+		record->sender = (__u32)(own_numbers(counts->pid_depth) >> 32);
 	count(&counts->seen);
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 	return 0;

@@ -184,7 +184,7 @@ __noinline int note_socket(struct run_counts *counts, __u64 cgroup, long result)
 		return 0;
 	}
 	__builtin_memset(record, 0, sizeof(*record));
-	fill_head(&record->head, cgroup, RECORD_SOCKET, sizeof(*record));
+	fill_head(&record->head, counts, cgroup, RECORD_SOCKET, sizeof(*record));
 	record->result = result;
 	record->nr = (__u32)nr;
 	record->operation = operation;

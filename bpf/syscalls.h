@@ -126,7 +126,7 @@ int BPF_PROG(on_sys_exit, struct pt_regs *regs, long result)
 	if (!counts)
 		return 0;
 	/* Pointers are followed here, before the ways part: the verifier walks each of them. */
-	numbers = own_numbers_followed(task);
+	numbers = own_numbers_followed(task, counts->pid_depth);
 	marks = marks_of_task(run, task);
 	nr = number_of(regs);
 	/* rt_sigreturn(2) has put back the registers of what the signal interrupted. */

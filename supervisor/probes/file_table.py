@@ -96,7 +96,8 @@ def files_table(records: Sequence[bytes], offset: int) -> pa.Table:
     for place, record in enumerate(records):
         if len(record) >= LONG_FILE.size:
             path, second = paths_of(record)
-            paths[place] = paths[place] if rows["resolved"][place] else text(path)
+            size, resolved = rows["path_size"][place], rows["resolved"][place]
+            paths[place] = upward(path[:size]) if resolved else text(path)
             details[place] = details[place] if is_open[place] else text(second)
     zeros = pa.array(np.zeros(len(rows), "i2"))
     columns: dict[str, Any] = {

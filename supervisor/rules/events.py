@@ -130,7 +130,7 @@ def _exec(record: bytes, processes: Processes) -> Event:
 
 def _file(record: bytes, processes: Processes) -> Event | None:
     time_ns, _, pid, tid, *_ = HEAD.unpack_from(record)
-    result, number, flags, resolved, path_size, marks, cwd_size, path = FILE.unpack_from(record)
+    result, number, flags, resolved, path_size, marks, cwd_size, _ = FILE.unpack_from(record)
     if not marks:
         return None
     name = syscall_name(number)
@@ -140,7 +140,7 @@ def _file(record: bytes, processes: Processes) -> Event | None:
     _, cwd, second_cwd, second_cwd_size = PLACED_FILE.unpack_from(record)
     given, second = paths_of(record)
     fields = _process(processes, tid)
-    fields["path"] = upward(path[:path_size]) if resolved else _absolute(upward(cwd[:cwd_size]), text(given))
+    fields["path"] = upward(given[:path_size]) if resolved else _absolute(upward(cwd[:cwd_size]), text(given))
     fields["result"] = _result(result)
     more: dict[str, tuple[str, ...]] = {}
     kinds: tuple[str, ...] = (kind,)

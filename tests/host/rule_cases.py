@@ -128,6 +128,9 @@ FIRES: dict[str, dict[str, Sequence[str]]] = {
         "a symlink": sh("mkdir -p .aws; echo k > .aws/credentials; ln -s .aws/credentials innocent; cat innocent"),
         "a directory's symlink": sh("mkdir -p .ssh; echo k > .ssh/id; ln -s .ssh d; cat d/id"),
         "far down": sh(f"d={'a' * 60}; d=$d/$d/$d/$d/$d/$d/.ssh; mkdir -p $d; echo k > $d/id; cat $d/id"),
+        "further down": sh(f"d=.ssh/{'x/' * 45}; mkdir -p $d; echo k > $d/id; cat $d/id"),
+        "below long names": sh(f"d={'a' * 60}; d=.ssh/$d/$d/$d/$d; mkdir -p $d; echo k > $d/id; cat $d/id"),
+        "under a long name": sh(f"mkdir .ssh; echo k > .ssh/{'a' * 200}; cat .ssh/*"),
         "a renamed tool": sh("cp /bin/cat innocent; echo k > .netrc; ./innocent .netrc"),
     },
     "configuration-written": {

@@ -284,6 +284,16 @@ def test_files_are_told_by_their_real_paths(supervisor: Supervisor) -> None:
     assert len(opened) == 2 and {event.syscall for event in opened} == {"openat"}
 
 
+def test_processes_of_namespaces_within_a_run_have_the_runs_numbers(supervisor: Supervisor) -> None:
+    script = "for i in 1 2 3; do unshare -Urpf sh -c 'sleep 0.2; cat /etc/hostname; true' & done; wait"
+    result = supervisor.execute(["sh", "-c", script], policy="basic", timeout=scaled(20))
+    assert result.exit_code == 0, result.stderr
+    processes = result.trace.processes
+    assert len({one.pid for one in processes}) == len(processes) == result.trace.process_count
+    assert all(one.result == 0 for one in processes)
+    assert sorted(one.comm for one in processes) == sorted(["sh", *["unshare", "sh", "sleep", "cat"] * 3])
+
+
 FOREIGN = """
 import ctypes, mmap, os
 code = mmap.mmap(-1, 4096, prot=7)
