@@ -49,7 +49,8 @@ CALLS_KEPT = 2_000_000
 
 QUIET_BYTES = 256 << 10
 """Of the rings: some 200 records, a fraction of a millisecond."""
-_ROUND_BYTES = 1 << 20
+_ROUND_BYTES = 512 << 10
+"""Of one ring: how long the lock is held, which the loop waits for where it enters a run."""
 
 _ZERO = bytes(COUNT_WORDS * 8)
 _FLIGHT_BYTES = FLIGHT_CALLS * FLIGHT_CALL.size
@@ -176,8 +177,8 @@ class Probes:
 
     def finish(self, watch: Watch) -> Seen:
         """What was seen of a run none of whose processes is left. It is no longer watched afterwards."""
+        self._drain_whole()
         with self._lock:
-            self._drain_whole()
             self._runs.delete(watch.cgroup.to_bytes(8, "little"))
             counts = self._counts[watch.slot * COUNT_WORDS : (watch.slot + 1) * COUNT_WORDS].tolist()
             flight = self.flight(watch)
@@ -204,11 +205,11 @@ class Probes:
     def drain(self) -> bool:
         """Hands what the rings hold to the runs that it is of; for runs that live long or are traced in full.
 
-        Of details as much as takes some 20 ms; returns whether there is much more.
+        As much as takes some milliseconds; returns whether there is much more.
         """
         with self._lock:
-            self._drain(_ROUND_BYTES)
-            return self._details.backlog > QUIET_BYTES
+            self._drain()
+            return self._priority.backlog + self._details.backlog > QUIET_BYTES
 
     @property
     def watched(self) -> int:
@@ -231,10 +232,10 @@ class Probes:
             self._names.give_back(watch.names)
             self._free.append(watch.slot)
 
-    def _drain(self, details: int) -> None:
-        """What is there by now: a run that writes on and on does not hold it up."""
-        for ring, number, most in ((self._priority, PRIORITY, self._priority.size), (self._details, DETAILS, details)):
-            for record in ring.read(most):
+    def _drain(self) -> None:
+        """What is there by now, of records one by one as much as takes some milliseconds."""
+        for ring, number in ((self._priority, PRIORITY), (self._details, DETAILS)):
+            for record in ring.read(_ROUND_BYTES):
                 self._keep(record, number)
         if self._bulk.backlog:
             self._divide(self._bulk.read_uniform(SYSCALL.size, self._bulk.size))
@@ -243,12 +244,20 @@ class Probes:
         """All that has been written by now. A record that another run is just writing is waited for: ours may lie behind it."""
         rings = (self._priority, self._details, self._bulk)
         ends = [ring.produced for ring in rings]
-        deadline = time.monotonic() + _WAIT_SECONDS
+        before: list[int] = []
+        deadline = 0.0
         while True:
-            self._drain(self._details.size)
-            if all(ring.consumed >= end for ring, end in zip(rings, ends, strict=True)) or time.monotonic() > deadline:
+            with self._lock:
+                self._drain()
+                read = [ring.consumed for ring in rings]
+            if all(at >= end for at, end in zip(read, ends, strict=True)):
                 return
-            time.sleep(_PAUSE_SECONDS)
+            if read != before:
+                before, deadline = read, time.monotonic() + _WAIT_SECONDS
+            elif time.monotonic() > deadline:
+                return
+            else:
+                time.sleep(_PAUSE_SECONDS)
 
     def _keep(self, record: bytes, ring: int) -> None:
         watch = self._watched.get(int.from_bytes(record[CGROUP_AT], "little"))
