@@ -116,6 +116,29 @@ static __always_inline int denies_name(const struct path *dir, struct dentry *de
 	       denies(run, cgroup, number_at_place(&dir->mnt), number_at_place(&dentry), uses);
 }
 
+/*
+ * Of a file that is to go by another path: whether a rule keeps it where it lies. Those that kill
+ * say what must not be done to it there, not that it must stay.
+ */
+static __always_inline int denies_moving(const struct path *dir, struct dentry *dentry, __u32 uses)
+{
+	unsigned long mount = number_at_place(&dir->mnt), place = number_at_place(&dentry);
+	const __u32 all = (1 << USES) - 1;
+	struct run_entry *run;
+	__u64 cgroup, verdict;
+	__u32 kept;
+
+	run = guarded_run(&cgroup, PINNED);
+	if (!run)
+		return 0;
+	verdict = verdict_of(mount, place, run->rules, uses);
+	kept = (__u32)verdict & ((all & ~((__u32)verdict >> KILL_SHIFT)) | HOLDS | UNRESOLVED);
+	if (!kept)
+		return 0;
+	tell(run, cgroup, mount, place, (verdict >> 32 << 32) | kept);
+	return 1;
+}
+
 SEC("lsm/file_open")
 int BPF_PROG(guard_file_open, struct file *file)
 {
@@ -193,7 +216,8 @@ int BPF_PROG(guard_mknod, const struct path *dir, struct dentry *dentry, unsigne
 SEC("lsm/path_link")
 int BPF_PROG(guard_link, struct dentry *old, const struct path *dir, struct dentry *dentry)
 {
-	if (denies_name(dir, old, LINKED) || denies_name(dir, dentry, USE_LINK | USE_WRITE))
+	if (denies_name(dir, old, USE_LINK) || denies_moving(dir, old, LINKED) ||
+	    denies_name(dir, dentry, USE_LINK | USE_WRITE))
 		return -EPERM;
 	return 0;
 }
@@ -202,9 +226,9 @@ SEC("lsm/path_rename")
 int BPF_PROG(guard_rename, const struct path *old_dir, struct dentry *old,
 	     const struct path *new_dir, struct dentry *new, unsigned int flags)
 {
-	__u32 onto = flags & RENAME_EXCHANGE ? MOVED | HOLDS : USE_RENAME | USE_WRITE;
-
-	if (denies_name(old_dir, old, MOVED | HOLDS) || denies_name(new_dir, new, onto))
+	if (denies_name(old_dir, old, USE_RENAME) || denies_moving(old_dir, old, MOVED | HOLDS) ||
+	    denies_name(new_dir, new, USE_RENAME | USE_WRITE) ||
+	    (flags & RENAME_EXCHANGE && denies_moving(new_dir, new, MOVED | HOLDS)))
 		return -EPERM;
 	return 0;
 }

@@ -121,7 +121,7 @@ def denied_of(rules: Iterable[Rule]) -> tuple[tuple[Denied, ...], tuple[str, ...
         bits = uses | uses << KILL_SHIFT if rule.action == "kill" else uses
         for place in places:
             add((place.names, place.anywhere), bits, bits if place.below else 0, len(names))
-            if uses & _HELD and not place.anywhere:
+            if rule.action == "deny" and uses & _HELD and not place.anywhere:
                 for depth in range(1, len(place.names)):
                     add((place.names[:depth], False), HOLDS, 0, 0)
     return tuple(found[key] for key in sorted(found)), tuple(names)
