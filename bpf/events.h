@@ -131,19 +131,13 @@ __noinline int note_call(struct run_entry *run, struct run_counts *counts, __u64
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
-	struct event_record *record = 0;
+	struct event_record *record;
 
 	if (!run || !counts)
 		return 0;
-	if (is_first(run))
-		record = reserve_priority(counts, sizeof(*record));
+	record = reserve_note(run, counts, sizeof(*record));
 	if (!record)
-		record = reserve_details(counts, sizeof(*record));
-	if (!record) {
-		count(&counts->dropped);
-		count(&counts->unnoted);
 		return 0;
-	}
 	fill_head(&record->head, counts, cgroup, RECORD_EVENT, sizeof(*record));
 	record->result = result;
 	record->nr = (__u32)number_of(regs);

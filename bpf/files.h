@@ -207,17 +207,11 @@ static __always_inline void note_file(struct run_entry *run, struct run_counts *
 				      struct task_struct *task, struct pt_regs *regs, __u64 cgroup,
 				      long nr, __u8 kind, long result, __u32 marks)
 {
-	struct placed_file_record *record = 0;
+	struct placed_file_record *record;
 
-	if (is_first(run))
-		record = reserve_priority(counts, sizeof(*record));
+	record = reserve_note(run, counts, sizeof(*record));
 	if (!record)
-		record = reserve_details(counts, sizeof(*record));
-	if (!record) {
-		count(&counts->dropped);
-		count(&counts->unnoted);
 		return;
-	}
 	fill_placed(record, counts, task, regs, cgroup, nr, kind, result, marks, sizeof(*record));
 	count(&counts->seen);
 	bpf_ringbuf_submit(record, wakes(run));

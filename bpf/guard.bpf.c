@@ -43,7 +43,7 @@ __noinline int tell(struct run_entry *run, __u64 cgroup, unsigned long mount, un
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
 	__u32 tid = (__u32)bpf_get_current_pid_tgid(), nr;
-	struct denial_record *record = 0;
+	struct denial_record *record;
 	struct run_counts *counts;
 
 	if (!run)
@@ -53,15 +53,9 @@ __noinline int tell(struct run_entry *run, __u64 cgroup, unsigned long mount, un
 		return 0;
 	nr = (__u32)number_of(regs);
 	bpf_map_update_elem(&refused, &tid, &nr, BPF_ANY);
-	if (is_first(run))
-		record = reserve_priority(counts, sizeof(*record));
+	record = reserve_note(run, counts, sizeof(*record));
 	if (!record)
-		record = reserve_details(counts, sizeof(*record));
-	if (!record) {
-		count(&counts->dropped);
-		count(&counts->unnoted);
 		return 0;
-	}
 	fill_head(&record->head, counts, cgroup, RECORD_DENIAL, sizeof(*record));
 	record->nr = nr;
 	record->verdict = (__u32)verdict;

@@ -127,6 +127,23 @@ static __always_inline __u64 wakes(const struct run_entry *run)
 	return run->noted < NOTED_MAX ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP;
 }
 
+/* Room for what a rule has asked for, told at once if it may be; NULL, which is counted. */
+static __always_inline void *reserve_note(struct run_entry *run, struct run_counts *counts,
+					  const __u64 size)
+{
+	void *record = 0;
+
+	if (is_first(run))
+		record = reserve_priority(counts, size);
+	if (!record)
+		record = reserve_details(counts, size);
+	if (!record) {
+		count(&counts->dropped);
+		count(&counts->unnoted);
+	}
+	return record;
+}
+
 /* The end of the run: the current task's at once, every other's at its next system call. */
 static __always_inline void doom(struct run_entry *run)
 {

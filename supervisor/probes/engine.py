@@ -48,7 +48,7 @@ CALLS_KEPT = 2_000_000
 """The same of the bulk ring: 192 MB."""
 
 QUIET_BYTES = 256 << 10
-"""Of the rings: some 200 records, a fraction of a millisecond."""
+"""Of the rings: 200 records of programs to some 3,000 of the smallest."""
 _ROUND_BYTES = 512 << 10
 """Of one ring: how long the lock is held, which the loop waits for where it enters a run."""
 
