@@ -44,7 +44,7 @@ def test_what_repeats_does_not_hide_what_is_distinct(supervisor: Supervisor) -> 
         "import socket\n"
         "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
         "for port in range(1000, 1040):\n"
-        "    for _ in range(400): s.connect(('127.0.0.1', 9))\n"
+        "    for _ in range(800): s.connect(('127.0.0.1', 9))\n"
         "    s.connect(('127.0.0.1', port))\n"
     )
     result = supervisor.execute([PYTHON, "-c", program], timeout=scaled(30))
